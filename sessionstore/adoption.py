@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Adoption of a file that the SQLAlchemy predecessor made.
+
+Such a file has a table `sessions` with the columns of today (metadata is session_metadata in its
+later version), nullable, without our bookkeeping; data and metadata hold str(dict). The functions
+here run inside the write transaction of migrations.py, which makes the new table between set_aside
+and bring_back. Nothing is lost: a copy of the whole file is made first, what cannot be read as a
+dict is kept whole under the key "legacy", and a row that cannot be kept at all stops the adoption.
+"""
+
+import ast
+import json
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import queries
+from .errors import SchemaError
+from .models import MAX_ID_LENGTH, SessionRow, SessionStatus
+
+logger = logging.getLogger(__name__)
+
+_COMMON_COLUMNS = set(SessionRow._fields) - {"metadata"}
+_METADATA_COLUMNS = ("metadata", "session_metadata")
+
+
+def is_predecessor(columns: list[str]) -> bool:
+    """Say whether a table with these columns is one that the predecessor made."""
+    return any(
+        sorted(columns) == sorted(_COMMON_COLUMNS | {metadata}) for metadata in _METADATA_COLUMNS
+    )
+
+
+def set_aside(connection: sqlite3.Connection, path: str) -> None:
+    """Copy the file, move the predecessor's rows out of the way, and drop its table."""
+    copy = _copy_beside(path)
+    connection.execute(queries.CREATE_PREDECESSOR_ROWS)
+    connection.execute(queries.DROP_SESSIONS)
+    logger.warning("adopting the sessions of an earlier system; a copy of the file is %s", copy)
+
+
+def bring_back(connection: sqlite3.Connection, now: str) -> None:
+    """Write the rows that were set aside into the new table."""
+    factory = connection.text_factory
+    connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
+    try:
+        cursor = connection.execute(queries.SELECT_PREDECESSOR_ROWS)
+        columns = [description[0] for description in cursor.description]
+        for number, values in enumerate(cursor, start=1):
+            row = _convert(dict(zip(columns, values, strict=True)), number, now)
+            connection.execute(queries.INSERT_SESSION, row._asdict())
+    finally:
+        connection.text_factory = factory
+    connection.execute(queries.DROP_PREDECESSOR_ROWS)
+
+
+def _copy_beside(path: str) -> str:
+    """Copy the database with SQLite's own backup, and give the copy its name once it is whole."""
+    part = f"{path}.before-sessionstore.part"
+    Path(part).unlink(missing_ok=True)  # left by an adoption that was cut off
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
+            source.backup(target)
+        copy = _free_name(f"{path}.before-sessionstore")
+        os.rename(part, copy)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return copy
+
+
+def _free_name(name: str) -> str:
+    candidate, number = name, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _convert(old: dict[str, Any], number: int, now: str) -> SessionRow:
+    """Turn a row of the predecessor into one of ours, filling what it left null."""
+    try:
+        started = _time(old["started_at"]) or _time(old["last_activity"]) or now
+        last_activity = _time(old["last_activity"]) or started
+        ended_at = _time(old["ended_at"])
+        count = max(0, int(old["interaction_count"] or 0))
+    except (TypeError, ValueError) as error:
+        raise _refusal(number, "has a time or a count that cannot be read") from error
+    if not isinstance(old["id"], str) or not 1 <= len(old["id"]) <= MAX_ID_LENGTH:
+        raise _refusal(number, "has no id that fits")
+    metadata = _object(old["metadata"] if "metadata" in old else old["session_metadata"])
+    status = _status(old["status"], ended_at, metadata)
+    return SessionRow(
+        id=old["id"],
+        child_id=str(old["child_id"] or "unknown"),
+        status=status,
+        started_at=started,
+        ended_at=None if status == "active" else ended_at or last_activity,
+        last_activity=last_activity,
+        data=json.dumps(_object(old["data"]), ensure_ascii=False),
+        metadata=json.dumps(metadata, ensure_ascii=False),
+        interaction_count=count,
+    )
+
+
+def _refusal(number: int, problem: str) -> SchemaError:
+    return SchemaError(f"row {number} of the predecessor's table {problem}; the file is unchanged")
+
+
+def _time(value: object) -> str | None:
+    """Read the predecessor's time, naive or not, as the table's text; raise if it is none."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
+    return moment.isoformat(" ", "microseconds")
+
+
+def _status(value: object, ended_at: str | None, metadata: dict[str, Any]) -> str:
+    """Return the status of today; one that is unknown becomes an error and is kept in metadata."""
+    status = str(value or "active").lower()
+    if status not in set(SessionStatus):
+        metadata["legacy_status"] = value
+        return "error"
+    return "ended" if status == "active" and ended_at is not None else status
+
+
+def _object(value: object) -> dict[str, Any]:
+    """Read a JSON object, or what str(dict) wrote; keep any other text whole."""
+    if value is None:
+        return {}
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+            if found is None:
+                return {}
+            if isinstance(found, dict):
+                # JSON has no tuples and no numbers for keys; what it lacks altogether raises.
+                plain: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
+                json.dumps(plain, ensure_ascii=False).encode()
+                return plain
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return {"legacy": text} if text.strip() else {}

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The settings of a store, and the opening and closing of its parts.
+
+Every call goes through _begin, which refuses a store that is not open, or was opened in another
+event loop, and reads the clock. What open() has begun it takes back when it fails or is cancelled;
+what close() has begun it finishes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from os import PathLike
+from types import TracebackType
+from typing import Self
+
+from .arguments import check_count, check_database, check_micros
+from .coherence import Generations
+from .concurrency import finish
+from .database import Database
+from .ending import Ender, OnEnd
+from .errors import InvalidArgumentError, StoreClosedError
+from .models import EARLIEST, Expiry, micros_to_text, read_clock
+from .reader import Reader
+from .sweeper import Sweeper
+from .writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Opens the parts of a store in one event loop, and closes them there."""
+
+    _database: Database
+    _writer: Writer
+    _reader: Reader
+    _ender: Ender
+    _sweeper: Sweeper | None
+
+    def __init__(
+        self,
+        database: str | PathLike[str],
+        *,
+        timeout: timedelta | float = timedelta(minutes=30),
+        max_lifetime: timedelta | float | None = None,
+        retention: timedelta | float | None = None,
+        sweep_interval: timedelta | float | None = timedelta(minutes=1),
+        cache_size: int = 10_000,
+        max_data_bytes: int = 1_048_576,
+        on_end: OnEnd | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take the settings; do no I/O, and need no event loop.
+
+        Args:
+            database: a path, ":memory:", or a URL (sqlite:///relative.db, sqlite:////absolute.db).
+            timeout: idle time after which a session has timed out; a timedelta or seconds.
+            max_lifetime: time after started_at at which it has timed out, however active.
+            retention: how long the sweeper keeps sessions that have ended; None keeps them.
+            sweep_interval: pause between two sweeps; None for no background sweeper.
+            cache_size: sessions kept in memory; 0 for no cache.
+            max_data_bytes: limit for data, and for metadata, as JSON in UTF-8.
+            on_end: called, plain or async, with the final snapshot of each session that this
+                process ended or timed out, after COMMIT, once: a crash in between loses the call.
+                An exception in it is logged and changes nothing.
+            clock: seconds since the epoch, UTC.
+
+        Raises:
+            InvalidArgumentError: a setting is of a wrong type or out of range.
+        """
+        self._path = check_database(database)
+        self._expiry = Expiry(
+            check_micros("timeout", timeout),
+            None if max_lifetime is None else check_micros("max_lifetime", max_lifetime),
+        )
+        self._retention = (
+            None if retention is None else check_micros("retention", retention, minimum=0)
+        )
+        self._sweep_interval = (
+            None if sweep_interval is None else check_micros("sweep_interval", sweep_interval)
+        )
+        self._cache_size = check_count("cache_size", cache_size)
+        self._max_bytes = check_count("max_data_bytes", max_data_bytes, minimum=2)
+        if not callable(clock) or not (on_end is None or callable(on_end)):
+            raise InvalidArgumentError("clock and on_end must be callable")
+        self._on_end = on_end
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
+        self._transition = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Open the file: make it, or bring it to today's schema. Safe to call twice.
+
+        Raises:
+            SchemaError: the file is from a newer release or another program; it is untouched.
+            StorageError: the file cannot be opened, or is no database.
+            StoreBusyError: another program holds a lock on it.
+        """
+        async with self._transition:
+            if self._loop is not None:
+                self._check_open()
+                return
+            database = Database(self._path)
+            await database.open(micros_to_text(read_clock(self._clock)))
+            generations = Generations()
+            self._database = database
+            self._reader = Reader(database, generations, self._expiry, self._cache_size)
+            self._writer = Writer(database, generations, self._reader.remember)
+            self._ender = Ender(self._writer, self._expiry, self._on_end)
+            self._sweeper = None
+            if self._sweep_interval is not None:
+                self._sweeper = Sweeper(self._sweep, self._sweep_interval / 1_000_000)
+                self._sweeper.start()
+            self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.
+
+        Calls that come meanwhile, those of on_end included, raise StoreClosedError.
+        """
+        async with self._transition:
+            if self._loop is None:
+                return
+            self._check_open()
+            self._loop = None
+            await finish(asyncio.create_task(self._shut_down()))
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _begin(self) -> int:
+        """Refuse a call on a closed store or from another event loop; read the clock."""
+        if self._loop is not asyncio.get_running_loop():
+            self._check_open()
+        return read_clock(self._clock)
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise StoreClosedError("the store is not open; use `async with` or `await open()`")
+        if self._loop is not asyncio.get_running_loop():
+            raise StoreClosedError(
+                "the store was opened in another event loop; use one SessionManager a loop"
+            )
+
+    async def _sweep(self) -> None:
+        now = read_clock(self._clock)
+        timed_out = await self._ender.time_out(now)
+        purged = 0
+        if self._retention is not None:
+            purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
+        if timed_out or purged:
+            logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
+
+    async def _shut_down(self) -> None:
+        try:
+            if self._sweeper is not None:
+                await self._sweeper.stop()
+            await self._ender.close()
+        finally:
+            try:
+                await self._writer.close()
+                await self._reader.close()
+            finally:
+                await self._database.close()

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""What a session is, as a row of the table and as the snapshot that callers get.
+
+Rows are immutable and shared (by the cache, among others); a Session wraps one row and decodes its
+JSON only when asked, for its one owner. Inside the package a time is an integer of microseconds
+since the epoch, UTC; in the table it is text; for callers it is an aware datetime. The rule "has
+timed out" stands here once for Python (session_at), and in queries.py once for SQL. No I/O here,
+and the clock is not read.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple, TypedDict
+
+from .errors import InvalidArgumentError
+
+_EPOCH = datetime(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+MICROSECONDS_A_DAY = 86_400_000_000
+MAX_ID_LENGTH = 36
+
+
+def micros_from_text(text: str) -> int:
+    """Turn the table's text into microseconds since the epoch."""
+    return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+
+
+def micros_to_text(micros: int) -> str:
+    """Turn microseconds since the epoch into the table's text, YYYY-MM-DD HH:MM:SS.ffffff."""
+    return (_EPOCH + timedelta(microseconds=micros)).isoformat(" ", "microseconds")
+
+
+EARLIEST = micros_from_text("0001-01-01 00:00:00.000000")
+LATEST = micros_from_text("9999-12-31 23:59:59.999999")
+
+
+def _aware(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def read_clock(clock: Callable[[], float]) -> int:
+    """Read a clock of seconds since the epoch; return microseconds, within years 1 to 9999."""
+    seconds = clock()
+    try:
+        return max(EARLIEST, min(LATEST, round(seconds * 1_000_000)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"the clock returned {seconds!r}; it must return seconds since the epoch"
+        ) from error
+
+
+class SessionStatus(StrEnum):
+    """Name the state of a session. All but ACTIVE are final."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+class SessionStats(TypedDict):
+    """Hold the counts of get_session_stats, all of one moment."""
+
+    active_sessions: int
+    sessions_today: int  # started since 00:00 UTC
+    total_sessions: int
+    by_status: dict[str, int]
+    memory_cache_size: int  # sessions in this process's cache
+    cache_hits: int
+    cache_misses: int
+    session_timeout_minutes: float
+    database_bytes: int
+
+
+class SessionRow(NamedTuple):
+    """Hold one row exactly as the table has it, the columns in their order."""
+
+    id: str
+    child_id: str
+    status: str
+    started_at: str
+    ended_at: str | None
+    last_activity: str
+    data: str
+    metadata: str
+    interaction_count: int
+
+
+class Session:
+    """An immutable snapshot of one session at the moment of the call that returned it.
+
+    Times are aware UTC datetimes. data and metadata are plain dicts that belong to the caller
+    alone: changing them changes neither the store nor any other snapshot. Snapshots with equal
+    fields are equal.
+    """
+
+    __slots__ = ("_data", "_expires_at", "_metadata", "_row")
+
+    _data: dict[str, Any]
+    _metadata: dict[str, Any]
+
+    def __init__(self, row: SessionRow, expires_at: int) -> None:
+        self._row = row
+        self._expires_at = expires_at
+
+    @property
+    def id(self) -> str:
+        """The session's id, a UUID4 of 36 characters."""
+        return self._row.id
+
+    @property
+    def child_id(self) -> str:
+        """The id of whoever owns the session."""
+        return self._row.child_id
+
+    @property
+    def status(self) -> SessionStatus:
+        """The state of the session; a session past its expires_at is TIMEOUT, swept or not."""
+        return SessionStatus(self._row.status)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the session was active when the snapshot was taken."""
+        return self._row.status == "active"
+
+    @property
+    def started_at(self) -> datetime:
+        """When the session was created."""
+        return _aware(self._row.started_at)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the session ended or timed out; None while it is active."""
+        return None if self._row.ended_at is None else _aware(self._row.ended_at)
+
+    @property
+    def last_activity(self) -> datetime:
+        """When the session was last created, touched or updated."""
+        return _aware(self._row.last_activity)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the session times out, or would have, without further activity."""
+        return _aware(micros_to_text(min(LATEST, self._expires_at)))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The application's data: a dict that belongs to this snapshot alone."""
+        try:
+            return self._data
+        except AttributeError:
+            self._data = json.loads(self._row.data)
+            return self._data
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The data about the session: a dict that belongs to this snapshot alone."""
+        try:
+            return self._metadata
+        except AttributeError:
+            self._metadata = json.loads(self._row.metadata)
+            return self._metadata
+
+    @property
+    def interaction_count(self) -> int:
+        """How many calls of update_activity the session has counted."""
+        return self._row.interaction_count
+
+    @property
+    def end_reason(self) -> str | None:
+        """The reason that ended the session, "timeout" included; None while it is active."""
+        reason = None if self.is_active else self.metadata.get("end_reason")
+        return reason if isinstance(reason, str) else None
+
+    @property
+    def duration(self) -> timedelta:
+        """The time from start to end, or to the last activity while active; never negative."""
+        return max(timedelta(0), (self.ended_at or self.last_activity) - self.started_at)
+
+    @property
+    def position(self) -> tuple[str, str]:
+        """Where the session stands in the order of starting: its started_at as text, and its id."""
+        return self._row.started_at, self._row.id
+
+    def _scalars(self) -> tuple[Any, ...]:
+        return (*self._row[:6], self._row.interaction_count, self._expires_at)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        return (
+            self._scalars() == other._scalars()
+            and self.data == other.data
+            and self.metadata == other.metadata
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._scalars())
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id[:8]} {self._row.status} interactions={self.interaction_count}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Say when sessions time out: after an idle time, and after a lifetime if there is one.
+
+    Both are in microseconds. For SQL the rule is a pair of cutoffs, for Python a moment.
+    """
+
+    timeout: int
+    max_lifetime: int | None = None
+
+    def expires_at(self, row: SessionRow) -> int:
+        """Return the moment at which the row's session times out."""
+        idle = micros_from_text(row.last_activity) + self.timeout
+        if self.max_lifetime is None:
+            return idle
+        return min(idle, micros_from_text(row.started_at) + self.max_lifetime)
+
+    def cutoffs(self, now: int) -> dict[str, str]:
+        """Return the parameters that every statement with the rule in it needs."""
+        lifetime_cutoff = "" if self.max_lifetime is None else _cutoff(now - self.max_lifetime)
+        return {
+            "now": micros_to_text(now),
+            "idle_cutoff": _cutoff(now - self.timeout),
+            "lifetime_cutoff": lifetime_cutoff,
+        }
+
+    def session(self, row: SessionRow, now: int) -> Session:
+        """Return the snapshot of the row as it is at now."""
+        return session_at(row, self.expires_at(row), now)
+
+
+def _cutoff(micros: int) -> str:
+    """Turn a moment into text; one before all times into '', which sorts before all texts."""
+    return micros_to_text(micros) if micros >= EARLIEST else ""
+
+
+def session_at(row: SessionRow, expires_at: int, now: int) -> Session:
+    """Return the snapshot of a row at now: timed out from expires_at on, swept or not."""
+    if now >= expires_at and row.status == "active":
+        metadata = {**json.loads(row.metadata), "end_reason": "timeout"}
+        row = row._replace(
+            status="timeout",
+            ended_at=micros_to_text(expires_at),
+            metadata=json.dumps(metadata, ensure_ascii=False),
+        )
+    return Session(row, expires_at)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: MIT
+"""Every SQL statement of the package, a constant each.
+
+A name is verb + object + qualifier. A comment says which index serves the statement and why it has
+its shape. Values are bound by name and never formatted in; the only text put together here is that
+of the upper-case constants below. SQL never asks for the time: the caller hands the cutoffs down
+(models.Expiry.cutoffs). Nothing is executed here.
+"""
+
+_COLUMNS = """id, child_id, status, started_at, ended_at, last_activity, data, metadata,
+       interaction_count"""
+
+# The rule "has not timed out", for SQL. models.session_at holds the same rule for Python.
+_LIVE = """status = 'active'
+   AND last_activity > :idle_cutoff
+   AND started_at > :lifetime_cutoff"""
+
+# -- Transactions and settings ---------------------------------------------------------------------
+
+BEGIN_READ = "BEGIN DEFERRED"
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+ROLLBACK = "ROLLBACK"
+
+SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
+SET_QUERY_ONLY = "PRAGMA query_only = ON"
+SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
+SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"
+
+# -- Writing ---------------------------------------------------------------------------------------
+
+# Serves create_session. A plain INSERT: an id that is there already is an error, never an update.
+INSERT_SESSION = """
+INSERT INTO sessions
+       (id, child_id, status, started_at, ended_at, last_activity, data, metadata,
+        interaction_count)
+VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, :metadata,
+        :interaction_count)
+"""
+
+# Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
+# that has ended or timed out from coming back. max(): last_activity never moves backwards.
+UPDATE_SESSION_ACTIVITY = f"""
+UPDATE sessions
+   SET last_activity     = max(last_activity, :now),
+       interaction_count = interaction_count + 1
+ WHERE id = :id
+   AND {_LIVE}
+RETURNING {_COLUMNS}
+"""
+
+# Serves update_session, first half: what the keys are merged into. By primary key.
+SELECT_LIVE_SESSION_BY_ID = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE id = :id
+   AND {_LIVE}
+"""
+
+# Serves update_session, second half, in the same transaction. By primary key.
+UPDATE_SESSION_DATA = f"""
+UPDATE sessions
+   SET last_activity = max(last_activity, :now),
+       data          = :data,
+       metadata      = :metadata
+ WHERE id = :id
+   AND {_LIVE}
+RETURNING {_COLUMNS}
+"""
+
+# Serves end_session. By primary key; one caller finds the session live, and no other.
+UPDATE_SESSION_ENDED = f"""
+UPDATE sessions
+   SET status   = :status,
+       ended_at = :now,
+       metadata = json_set(metadata, '$.end_reason', :reason)
+ WHERE id = :id
+   AND {_LIVE}
+RETURNING {_COLUMNS}
+"""
+
+# Serves end_sessions. idx_sessions_active_child finds the active sessions of one child.
+UPDATE_SESSIONS_ENDED_BY_CHILD = f"""
+UPDATE sessions
+   SET status   = :status,
+       ended_at = :now,
+       metadata = json_set(metadata, '$.end_reason', :reason)
+ WHERE child_id = :child_id
+   AND id IS NOT :except_id
+   AND {_LIVE}
+RETURNING {_COLUMNS}
+"""
+
+# Serves the sweep, first half: _LIVE turned round. idx_sessions_activity finds the idle ones,
+# idx_sessions_status those past their lifetime; SQLite unites the two.
+SELECT_SESSIONS_TIMED_OUT = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE status = 'active'
+   AND (last_activity <= :idle_cutoff OR started_at <= :lifetime_cutoff)
+ LIMIT :limit
+"""
+
+# Serves the sweep, second half, in the same transaction. By primary key. ended_at is bound for
+# each row, since SQLite's own date functions know milliseconds only.
+UPDATE_SESSION_TIMED_OUT = f"""
+UPDATE sessions
+   SET status   = 'timeout',
+       ended_at = :ended_at,
+       metadata = json_set(metadata, '$.end_reason', 'timeout')
+ WHERE id = :id
+RETURNING {_COLUMNS}
+"""
+
+# Serves delete_session. By primary key, whatever the status.
+DELETE_SESSION = """
+DELETE FROM sessions
+ WHERE id = :id
+RETURNING id
+"""
+
+# Serves purge_ended_sessions. idx_sessions_ended_at finds the oldest; the LIMIT keeps the
+# transaction short.
+DELETE_SESSIONS_ENDED_BEFORE = """
+DELETE FROM sessions
+ WHERE id IN (SELECT id
+                FROM sessions
+               WHERE ended_at <= :cutoff
+               ORDER BY ended_at
+               LIMIT :limit)
+RETURNING id
+"""
+
+# -- Reading ---------------------------------------------------------------------------------------
+
+# Serves get_session. Many misses of the cache in one statement, each found by primary key: one
+# statement hands the GIL over once, where one for each id hands it over for each.
+SELECT_SESSIONS_BY_IDS = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE id IN (SELECT value FROM json_each(:ids))
+"""
+
+# Serves get_active_sessions and iter_active_sessions. Keyset: idx_sessions_status starts at the
+# last session of the page before, or at ('', ''), which sorts before all.
+SELECT_ACTIVE_SESSIONS = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE {_LIVE}
+   AND (started_at, id) > (:after_started_at, :after_id)
+ ORDER BY started_at, id
+ LIMIT :limit
+"""
+
+# The same for one child. idx_sessions_active_child.
+SELECT_ACTIVE_SESSIONS_BY_CHILD = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE child_id = :child_id
+   AND {_LIVE}
+   AND (started_at, id) > (:after_started_at, :after_id)
+ ORDER BY started_at, id
+ LIMIT :limit
+"""
+
+# Serves get_sessions_for_child. idx_sessions_child_id, read backwards.
+SELECT_SESSIONS_BY_CHILD = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE child_id = :child_id
+ ORDER BY started_at DESC, id DESC
+ LIMIT :limit
+"""
+
+# Serves list_sessions, for an operator who looks into a file. It reads the whole table on purpose:
+# indexes for every filter would slow every write down. What has timed out counts as timed out.
+SELECT_SESSIONS_BY_FILTER = f"""
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE (:child_id IS NULL OR child_id = :child_id)
+   AND (:status IS NULL
+        OR :status = CASE WHEN status <> 'active' OR ({_LIVE}) THEN status ELSE 'timeout' END)
+ ORDER BY started_at DESC, id DESC
+ LIMIT :limit
+"""
+
+# The four below serve get_session_stats, in one read transaction. The first walks
+# idx_sessions_status from end to end; the others look ranges up.
+COUNT_SESSIONS_BY_STATUS = """
+SELECT status, count(*)
+  FROM sessions
+ GROUP BY status
+"""
+
+COUNT_SESSIONS_TIMED_OUT = """
+SELECT count(*)
+  FROM sessions
+ WHERE status = 'active'
+   AND (last_activity <= :idle_cutoff OR started_at <= :lifetime_cutoff)
+"""
+
+COUNT_SESSIONS_STARTED_SINCE = """
+SELECT count(*)
+  FROM sessions
+ WHERE status IN ('active', 'ended', 'timeout', 'error')
+   AND started_at >= :midnight
+"""
+
+SELECT_DATABASE_BYTES = """
+SELECT page_count * page_size
+  FROM pragma_page_count(), pragma_page_size()
+"""
+
+# -- Bookkeeping of migrations, and adoption of the predecessor's file -----------------------------
+
+SELECT_TABLES = """
+SELECT name
+  FROM sqlite_master
+ WHERE name IN ('sessions', 'sessionstore_migrations')
+"""
+
+CREATE_MIGRATIONS = """
+CREATE TABLE IF NOT EXISTS sessionstore_migrations (
+    version    INTEGER PRIMARY KEY,
+    name       TEXT NOT NULL,
+    applied_at DATETIME NOT NULL
+)
+"""
+
+SELECT_MIGRATION_VERSIONS = "SELECT version FROM sessionstore_migrations"
+
+INSERT_MIGRATION = """
+INSERT INTO sessionstore_migrations (version, name, applied_at)
+VALUES (:version, :name, :applied_at)
+"""
+
+SELECT_SESSIONS_COLUMNS = "SELECT name FROM pragma_table_info('sessions')"
+
+# The rows wait in a temporary table while sessions is made anew under its own name: a rename would
+# drag the host project's views and references along, and the old indexes' names would be taken.
+CREATE_PREDECESSOR_ROWS = """
+CREATE TEMPORARY TABLE predecessor_sessions AS
+SELECT * FROM main.sessions
+"""
+
+DROP_SESSIONS = "DROP TABLE main.sessions"
+
+SELECT_PREDECESSOR_ROWS = "SELECT * FROM temp.predecessor_sessions ORDER BY rowid"
+
+DROP_PREDECESSOR_ROWS = "DROP TABLE temp.predecessor_sessions"

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""The operations on the table, a function each, inside the caller's transaction.
+
+A write returns a Change, and one that refuses raises a SessionStoreError before it has written
+anything. What is absent, ended or timed out changes nothing and gives an empty Change. No policy
+here, no cache, no clock: `cutoffs` and `now` come from the caller's one reading of the clock.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from . import queries
+from .arguments import dump_object
+from .models import Expiry, SessionRow, SessionStatus, micros_to_text
+from .transactions import transaction
+from .writer import Change
+
+
+class Counts(NamedTuple):
+    """The figures of the table, all of one moment."""
+
+    by_status: dict[str, int]
+    started_today: int
+    database_bytes: int
+
+
+def insert_session(connection: sqlite3.Connection, row: SessionRow) -> Change:
+    """Add a session. An id that is there already is sqlite3.IntegrityError."""
+    connection.execute(queries.INSERT_SESSION, row._asdict())
+    return Change(rows=[row])
+
+
+def touch_session(
+    connection: sqlite3.Connection, session_id: str, cutoffs: Mapping[str, str]
+) -> Change:
+    """Move last_activity of a live session to now and count an interaction."""
+    return _change(connection, queries.UPDATE_SESSION_ACTIVITY, {"id": session_id, **cutoffs})
+
+
+def merge_session(
+    connection: sqlite3.Connection,
+    session_id: str,
+    data: str,
+    metadata: str,
+    remove: Iterable[str],
+    max_bytes: int,
+    cutoffs: Mapping[str, str],
+) -> Change:
+    """Merge two JSON objects into those of a live session, and then drop keys of its data.
+
+    Raises InvalidArgumentError where the result would have more than max_bytes.
+    """
+    parameters = {"id": session_id, **cutoffs}
+    rows = _rows(connection, queries.SELECT_LIVE_SESSION_BY_ID, parameters)
+    if not rows:
+        return Change()
+    merged = {**json.loads(rows[0].data), **json.loads(data)}
+    for key in remove:
+        merged.pop(key, None)
+    merged_metadata = {**json.loads(rows[0].metadata), **json.loads(metadata)}
+    parameters["data"] = dump_object("data", merged, max_bytes)
+    parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
+    return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
+
+
+def end_session(
+    connection: sqlite3.Connection, session_id: str, reason: str, cutoffs: Mapping[str, str]
+) -> Change:
+    """End a live session for a reason, which decides the status."""
+    parameters = {"id": session_id, "reason": reason, "status": _status_for(reason), **cutoffs}
+    return _change(connection, queries.UPDATE_SESSION_ENDED, parameters)
+
+
+def end_sessions_of_child(
+    connection: sqlite3.Connection,
+    child_id: str,
+    except_id: str | None,
+    reason: str,
+    cutoffs: Mapping[str, str],
+) -> Change:
+    """End all live sessions of a child but one."""
+    parameters = {
+        "child_id": child_id,
+        "except_id": except_id,
+        "reason": reason,
+        "status": _status_for(reason),
+        **cutoffs,
+    }
+    return _change(connection, queries.UPDATE_SESSIONS_ENDED_BY_CHILD, parameters)
+
+
+def time_out_sessions(
+    connection: sqlite3.Connection, expiry: Expiry, now: int, limit: int
+) -> Change:
+    """Mark up to limit sessions that have timed out, each as ended when it expired."""
+    parameters = {"limit": limit, **expiry.cutoffs(now)}
+    rows: list[SessionRow] = []
+    for row in _rows(connection, queries.SELECT_SESSIONS_TIMED_OUT, parameters):
+        ended_at = micros_to_text(expiry.expires_at(row))
+        rows += _rows(
+            connection, queries.UPDATE_SESSION_TIMED_OUT, {"id": row.id, "ended_at": ended_at}
+        )
+    return Change(rows)
+
+
+def delete_session(connection: sqlite3.Connection, session_id: str) -> Change:
+    """Erase a session, whatever its status."""
+    erased = connection.execute(queries.DELETE_SESSION, {"id": session_id}).fetchall()
+    return Change(erased=[id_ for (id_,) in erased])
+
+
+def purge_sessions(connection: sqlite3.Connection, cutoff: str, limit: int) -> Change:
+    """Erase up to limit sessions that ended at the cutoff or before it."""
+    parameters = {"cutoff": cutoff, "limit": limit}
+    erased = connection.execute(queries.DELETE_SESSIONS_ENDED_BEFORE, parameters).fetchall()
+    return Change(erased=[id_ for (id_,) in erased])
+
+
+def select_sessions(
+    connection: sqlite3.Connection, session_ids: Iterable[str]
+) -> dict[str, SessionRow]:
+    """Return the rows with these ids, by id, whatever their status."""
+    parameters = {"ids": json.dumps(list(session_ids))}
+    return {row.id: row for row in _rows(connection, queries.SELECT_SESSIONS_BY_IDS, parameters)}
+
+
+def select_active_sessions(
+    connection: sqlite3.Connection,
+    child_id: str | None,
+    after: tuple[str, str],
+    limit: int,
+    cutoffs: Mapping[str, str],
+) -> list[SessionRow]:
+    """Return live sessions in the order of (started_at, id), from behind `after` on."""
+    parameters = {
+        "after_started_at": after[0],
+        "after_id": after[1],
+        "limit": limit,
+        **cutoffs,
+    }
+    if child_id is None:
+        return _rows(connection, queries.SELECT_ACTIVE_SESSIONS, parameters)
+    parameters["child_id"] = child_id
+    return _rows(connection, queries.SELECT_ACTIVE_SESSIONS_BY_CHILD, parameters)
+
+
+def select_sessions_of_child(
+    connection: sqlite3.Connection, child_id: str, limit: int
+) -> list[SessionRow]:
+    """Return the sessions of a child, started last first, whatever their status."""
+    parameters = {"child_id": child_id, "limit": limit}
+    return _rows(connection, queries.SELECT_SESSIONS_BY_CHILD, parameters)
+
+
+def select_sessions_by_filter(
+    connection: sqlite3.Connection,
+    child_id: str | None,
+    status: str | None,
+    limit: int,
+    cutoffs: Mapping[str, str],
+) -> list[SessionRow]:
+    """Return sessions by child and status, started last first. Reads the whole table."""
+    parameters = {"child_id": child_id, "status": status, "limit": limit, **cutoffs}
+    return _rows(connection, queries.SELECT_SESSIONS_BY_FILTER, parameters)
+
+
+def count_sessions(
+    connection: sqlite3.Connection, midnight: str, cutoffs: Mapping[str, str]
+) -> Counts:
+    """Count the sessions by status, those that have timed out but were not swept as timed out."""
+    by_status = dict.fromkeys(map(str, SessionStatus), 0)
+    with transaction(connection, queries.BEGIN_READ):
+        by_status.update(connection.execute(queries.COUNT_SESSIONS_BY_STATUS).fetchall())
+        unswept = _count(connection, queries.COUNT_SESSIONS_TIMED_OUT, cutoffs)
+        today = _count(connection, queries.COUNT_SESSIONS_STARTED_SINCE, {"midnight": midnight})
+        size = _count(connection, queries.SELECT_DATABASE_BYTES, {})
+    by_status["active"] -= unswept
+    by_status["timeout"] += unswept
+    return Counts(by_status, today, size)
+
+
+def _status_for(reason: str) -> str:
+    return reason if reason in ("timeout", "error") else "ended"
+
+
+def _rows(
+    connection: sqlite3.Connection, query: str, parameters: Mapping[str, Any]
+) -> list[SessionRow]:
+    return list(map(SessionRow._make, connection.execute(query, parameters).fetchall()))
+
+
+def _change(connection: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> Change:
+    return Change(_rows(connection, query, parameters))
+
+
+def _count(connection: sqlite3.Connection, query: str, parameters: Mapping[str, str]) -> int:
+    count: int = connection.execute(query, parameters).fetchone()[0]
+    return count

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""A background loop round any coroutine function.
+
+It knows nothing of what it runs. An error is logged, and the next round comes all the same. The
+pauses vary by a tenth, so that several processes do not sweep at the same moment.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger(__name__)
+
+JITTER = 0.1
+
+
+class Sweeper:
+    """Calls a coroutine function every `interval` seconds until it is stopped."""
+
+    def __init__(self, sweep: Callable[[], Awaitable[object]], interval: float) -> None:
+        self._sweep = sweep
+        self._interval = interval
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the loop; the first round comes after one interval."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop at once, also in the middle of a round."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))
+            try:
+                await self._sweep()
+            except Exception:
+                logger.exception("the sweep failed; the next one comes in %g s", self._interval)
