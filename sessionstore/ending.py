@@ -3,7 +3,7 @@
 
 on_end is called after COMMIT and outside the transaction, once for each session that a change of
 this process ended, with the final snapshot. Where there is a callback, the write and the calls run
-in a task of their own: a caller that is cancelled cannot lose a call. on_end is called nowhere else.
+in a task of their own: a caller that is cancelled cannot lose a call. No other module calls on_end.
 """
 
 import asyncio
