@@ -2,10 +2,10 @@
 """Adoption of a file that the SQLAlchemy predecessor made.
 
 Such a file has a table `sessions` with the columns of today (metadata is session_metadata in its
-later version), nullable, without our bookkeeping; data and metadata hold str(dict). The functions
-here run inside the write transaction of migrations.py, which makes the new table between set_aside
-and bring_back. Nothing is lost: a copy of the whole file is made first, what cannot be read as a
-dict is kept whole under the key "legacy", and a row that cannot be kept at all stops the adoption.
+later version), nullable, without our bookkeeping; data and metadata hold str(dict). Adoption runs
+inside the write transaction of migrations.py, which makes the new table. Nothing is lost: a copy of
+the whole file is made first, what cannot be read as a dict is kept whole under the key "legacy",
+and a row that cannot be kept at all stops the adoption and leaves the file as it was.
 """
 
 import ast
@@ -13,14 +13,16 @@ import json
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from . import queries
+from .arguments import check_count, check_session_id, check_text
 from .errors import SchemaError
-from .models import MAX_ID_LENGTH, SessionRow, SessionStatus
+from .models import SessionRow, SessionStatus
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +37,26 @@ def is_predecessor(columns: list[str]) -> bool:
     )
 
 
-def set_aside(connection: sqlite3.Connection, path: str) -> None:
-    """Copy the file, move the predecessor's rows out of the way, and drop its table."""
+@contextmanager
+def adopting(connection: sqlite3.Connection, path: str, now: str) -> Iterator[None]:
+    """Move the predecessor's rows out of the way of a block that makes the new table, and back.
+
+    A copy of the file is made first, and taken away again where the adoption fails.
+    """
     copy = _copy_beside(path)
-    connection.execute(queries.CREATE_PREDECESSOR_ROWS)
-    connection.execute(queries.DROP_SESSIONS)
-    logger.warning("adopting the sessions of an earlier system; a copy of the file is %s", copy)
+    try:
+        connection.execute(queries.CREATE_PREDECESSOR_ROWS)
+        connection.execute(queries.DROP_SESSIONS)
+        yield
+        _bring_back(connection, now)
+        connection.execute(queries.DROP_PREDECESSOR_ROWS)
+    except BaseException:
+        Path(copy).unlink(missing_ok=True)
+        raise
+    logger.warning("adopted the sessions of an earlier system; a copy of the file is %s", copy)
 
 
-def bring_back(connection: sqlite3.Connection, now: str) -> None:
+def _bring_back(connection: sqlite3.Connection, now: str) -> None:
     """Write the rows that were set aside into the new table."""
     factory = connection.text_factory
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
@@ -52,10 +65,14 @@ def bring_back(connection: sqlite3.Connection, now: str) -> None:
         columns = [description[0] for description in cursor.description]
         for number, values in enumerate(cursor, start=1):
             row = _convert(dict(zip(columns, values, strict=True)), number, now)
-            connection.execute(queries.INSERT_SESSION, row._asdict())
+            try:
+                connection.execute(queries.INSERT_SESSION, row._asdict())
+            except sqlite3.IntegrityError as error:
+                raise _refusal(
+                    number, "has the id of another row, or data that SQLite refuses"
+                ) from error
     finally:
         connection.text_factory = factory
-    connection.execute(queries.DROP_PREDECESSOR_ROWS)
 
 
 def _copy_beside(path: str) -> str:
@@ -88,16 +105,17 @@ def _convert(old: dict[str, Any], number: int, now: str) -> SessionRow:
         started = _time(old["started_at"]) or _time(old["last_activity"]) or now
         last_activity = _time(old["last_activity"]) or started
         ended_at = _time(old["ended_at"])
-        count = max(0, int(old["interaction_count"] or 0))
-    except (TypeError, ValueError) as error:
-        raise _refusal(number, "has a time or a count that cannot be read") from error
-    if not isinstance(old["id"], str) or not 1 <= len(old["id"]) <= MAX_ID_LENGTH:
+        count = check_count("interaction_count", max(0, int(old["interaction_count"] or 0)))
+        child_id = check_text("child_id", str(old["child_id"] or "unknown"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _refusal(number, "has a time, a count or a child_id that cannot be read") from error
+    if check_session_id(old["id"]) is None:
         raise _refusal(number, "has no id that fits")
     metadata = _object(old["metadata"] if "metadata" in old else old["session_metadata"])
     status = _status(old["status"], ended_at, metadata)
     return SessionRow(
         id=old["id"],
-        child_id=str(old["child_id"] or "unknown"),
+        child_id=child_id,
         status=status,
         started_at=started,
         ended_at=None if status == "active" else ended_at or last_activity,
@@ -128,7 +146,7 @@ def _status(value: object, ended_at: str | None, metadata: dict[str, Any]) -> st
     """Return the status of today; one that is unknown becomes an error and is kept in metadata."""
     status = str(value or "active").lower()
     if status not in set(SessionStatus):
-        metadata["legacy_status"] = value
+        metadata["legacy_status"] = str(value)
         return "error"
     return "ended" if status == "active" and ended_at is not None else status
 
@@ -145,9 +163,18 @@ def _object(value: object) -> dict[str, Any]:
                 return {}
             if isinstance(found, dict):
                 # JSON has no tuples and no numbers for keys; what it lacks altogether raises.
-                plain: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
+                text_found = json.dumps(found, allow_nan=False)
+                plain: dict[str, Any] = json.loads(text_found, object_pairs_hook=_unique)
                 json.dumps(plain, ensure_ascii=False).encode()
                 return plain
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     return {"legacy": text} if text.strip() else {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that would lose a key: the number 1 and the text "1" are one in JSON."""
+    plain = dict(pairs)
+    if len(plain) != len(pairs):
+        raise ValueError
+    return plain

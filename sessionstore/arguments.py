@@ -15,9 +15,9 @@ from datetime import timedelta
 from typing import Any
 
 from .errors import InvalidArgumentError
-from .models import MAX_ID_LENGTH
 
 MAX_DEPTH = 64
+MAX_ID_LENGTH = 36
 MAX_TEXT = 255
 
 _URL_SCHEMES = ("sqlite://", "sqlite+aiosqlite://")
@@ -41,7 +41,9 @@ def check_session_id(value: object) -> str | None:
     if not issubclass(type(value), str):
         return None
     text = str.__str__(value)
-    return text if 1 <= len(text) <= MAX_ID_LENGTH and text.isascii() else None
+    if not 1 <= len(text) <= MAX_ID_LENGTH:
+        return None
+    return text if text.isascii() or text.isprintable() else None  # no lone surrogates
 
 
 def check_micros(name: str, value: object, *, minimum: int = 1) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -32,11 +33,20 @@ GUARD_HOLD = 0.001  # seconds
 MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
 
 
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Say whether another connection's lock was in the way."""
+    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def translate(error: sqlite3.Error) -> SessionStoreError:
     """Return our exception for one of SQLite's, which it is chained to."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _primary_code(error)
     ours: SessionStoreError
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if is_busy(error):
         ours = StoreBusyError("another program holds a lock on the database; try again")
     else:
         name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -194,11 +204,23 @@ def _connect_sqlite(path: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: str, now: str) -> None:
-    migrations.check(connection)  # a file that is refused is left as it was: before WAL is set
-    (journal_mode,) = connection.execute(queries.SET_JOURNAL_WAL).fetchone()
-    if journal_mode not in ("wal", "memory"):
-        raise StorageError("the file system does not support SQLite's WAL; use a local disk")
     migrations.migrate(connection, path, now)
+    # After the migration: setting WAL changes the file, and one that is refused stays as it was.
+    if _set_wal(connection) not in ("wal", "memory"):
+        raise StorageError("the file system does not support SQLite's WAL; use a local disk")
+
+
+def _set_wal(connection: sqlite3.Connection) -> str:
+    """Set WAL and return the journal mode. SQLite itself does not wait here for another opener."""
+    give_up = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            journal_mode: str = connection.execute(queries.SET_JOURNAL_WAL).fetchone()[0]
+            return journal_mode
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > give_up:
+                raise
+        time.sleep(0.005)
 
 
 def _forbid_writes(connection: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from sqlite3 import Connection
-from typing import TypeVarTuple
+from typing import Any, TypeVarTuple
 
 from . import store
 from .models import Expiry, Session, SessionRow
@@ -76,9 +76,9 @@ class Ender:
             if len(change.erased) < CHUNK:
                 return total
 
-    async def close(self) -> None:
-        """Wait for the callbacks that are running, but not for the one that called this."""
-        waiting = self._tasks - {asyncio.current_task()}
+    async def close(self, closer: asyncio.Task[Any] | None) -> None:
+        """Wait for the callbacks that are running, but not for one that is itself the closer."""
+        waiting = self._tasks - {closer}
         if not waiting:
             return
         _, pending = await asyncio.wait(waiting, timeout=GRACE)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from os import PathLike
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .arguments import check_count, check_database, check_micros
 from .coherence import Generations
@@ -124,7 +124,7 @@ class Lifecycle:
                 return
             self._check_open()
             self._loop = None
-            await finish(asyncio.create_task(self._shut_down()))
+            await finish(asyncio.create_task(self._shut_down(asyncio.current_task())))
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -161,11 +161,11 @@ class Lifecycle:
         if timed_out or purged:
             logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self, closer: asyncio.Task[Any] | None) -> None:
         try:
             if self._sweeper is not None:
                 await self._sweeper.stop()
-            await self._ender.close()
+            await self._ender.close(closer)
         finally:
             try:
                 await self._writer.close()

@@ -32,6 +32,7 @@ from .models import (
     SessionStats,
     SessionStatus,
     micros_to_text,
+    position,
     session_at,
 )
 
@@ -207,7 +208,7 @@ class SessionManager(Lifecycle):
         count = NO_LIMIT if limit is None else check_count("limit", limit)
         if after is not None and not isinstance(after, Session):
             raise InvalidArgumentError("after must be a Session, the last one of the page before")
-        start = ("", "") if after is None else after.position
+        start = ("", "") if after is None else position(after)
         cutoffs = self._expiry.cutoffs(now)
         return await self._list(now, store.select_active_sessions, child, start, count, cutoffs)
 
@@ -254,7 +255,8 @@ class SessionManager(Lifecycle):
 
         Returns their number. Works in short transactions of 500, queued behind waiting callers.
         """
-        return await self._ender.time_out(self._begin())
+        now = self._begin()
+        return await self._ender.time_out(now)
 
     async def purge_ended_sessions(self, older_than: timedelta | float) -> int:
         """Delete the sessions that ended, or timed out, at least older_than ago.
@@ -270,9 +272,8 @@ class SessionManager(Lifecycle):
         """Return the counts of sessions, of the cache, and the database's size in bytes."""
         now = self._begin()
         midnight = micros_to_text(now - now % MICROSECONDS_A_DAY)
-        counts = await self._database.reader.run(
-            store.count_sessions, midnight, self._expiry.cutoffs(now)
-        )
+        cutoffs = self._expiry.cutoffs(now)
+        counts = await self._database.reader.run(store.count_sessions, midnight, cutoffs)
         return SessionStats(
             active_sessions=counts.by_status["active"],
             sessions_today=counts.started_today,

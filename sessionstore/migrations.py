@@ -36,13 +36,11 @@ def load_migrations() -> list[Migration]:
     return sorted(found)
 
 
-def check(connection: sqlite3.Connection) -> None:
-    """Raise SchemaError for a file that this release must not touch."""
-    _missing(connection, load_migrations())
-
-
 def migrate(connection: sqlite3.Connection, path: str, now: str) -> None:
-    """Bring the file to today's schema, step by step. Several processes may do so at once."""
+    """Bring the file to today's schema, step by step. Several processes may do so at once.
+
+    Raises SchemaError, before anything is written, for a file that this release must not touch.
+    """
     migrations = load_migrations()
     while _missing(connection, migrations):
         with transaction(connection):
@@ -63,23 +61,24 @@ def _step(
         _run_script(connection, missing[0].script)
         _record(connection, missing[:1], now)
         return
-    adopting = "sessions" in tables
-    if adopting:
-        adoption.set_aside(connection, path)
+    if "sessions" in tables:
+        with adoption.adopting(connection, path, now):
+            _create(connection, migrations, now)
+    else:
+        _create(connection, migrations, now)
+
+
+def _create(connection: sqlite3.Connection, migrations: list[Migration], now: str) -> None:
     _run_script(connection, (files(__package__) / "schema.sql").read_text())
     _record(connection, migrations, now)
-    if adopting:
-        adoption.bring_back(connection, now)
 
 
 def _missing(connection: sqlite3.Connection, migrations: list[Migration]) -> list[Migration]:
     """Return the migrations that the file lacks; raise SchemaError where it is not ours."""
     tables = _tables(connection)
     if "sessionstore_migrations" not in tables:
-        if "sessions" in tables and not adoption.is_predecessor(_columns(connection)):
-            raise SchemaError(
-                "the file has a table 'sessions' of another program; use another file"
-            )
+        if "sessions" in tables and not _is_predecessor(connection, tables["sessions"]):
+            raise SchemaError("the file has 'sessions' of another program; use another file")
         return migrations
     if "sessions" not in tables:
         raise SchemaError("the file has our bookkeeping but no table 'sessions'; restore a backup")
@@ -92,12 +91,14 @@ def _missing(connection: sqlite3.Connection, migrations: list[Migration]) -> lis
     return [migration for migration in migrations if migration.version not in applied]
 
 
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute(queries.SELECT_TABLES)}
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the type of what has one of our names: a table, or a view or index of another's."""
+    return dict(connection.execute(queries.SELECT_TABLES).fetchall())
 
 
-def _columns(connection: sqlite3.Connection) -> list[str]:
-    return [name for (name,) in connection.execute(queries.SELECT_SESSIONS_COLUMNS)]
+def _is_predecessor(connection: sqlite3.Connection, kind: str) -> bool:
+    columns = [name for (name,) in connection.execute(queries.SELECT_SESSIONS_COLUMNS)]
+    return kind == "table" and adoption.is_predecessor(columns)
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:

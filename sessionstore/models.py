@@ -20,7 +20,6 @@ from .errors import InvalidArgumentError
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 MICROSECONDS_A_DAY = 86_400_000_000
-MAX_ID_LENGTH = 36
 
 
 def micros_from_text(text: str) -> int:
@@ -180,11 +179,6 @@ class Session:
         """The time from start to end, or to the last activity while active; never negative."""
         return max(timedelta(0), (self.ended_at or self.last_activity) - self.started_at)
 
-    @property
-    def position(self) -> tuple[str, str]:
-        """Where the session stands in the order of starting: its started_at as text, and its id."""
-        return self._row.started_at, self._row.id
-
     def _scalars(self) -> tuple[Any, ...]:
         return (*self._row[:6], self._row.interaction_count, self._expires_at)
 
@@ -202,6 +196,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]} {self._row.status} interactions={self.interaction_count}>"
+
+
+def position(session: Session) -> tuple[str, str]:
+    """Return where the session stands in the order of starting: started_at as text, and id."""
+    return session.started_at.replace(tzinfo=None).isoformat(" ", "microseconds"), session.id
 
 
 @dataclass(frozen=True, slots=True)

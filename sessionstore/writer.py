@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVarTuple
 from . import queries
 from .coherence import Generations, slot_of
 from .concurrency import Batcher
-from .database import Database, translate
-from .errors import SessionStoreError, StoreBusyError
+from .database import Database, is_busy, translate
+from .errors import SessionStoreError
 from .models import SessionRow
 from .transactions import transaction
 
@@ -94,7 +94,7 @@ def _commit_batch(
         try:
             return _commit_together(connection, operations, generations)
         except sqlite3.OperationalError as error:
-            if isinstance(translate(error), StoreBusyError):  # each by itself would wait as long
+            if is_busy(error):  # each by itself would wait as long
                 return [Commit(translate(error)) for _ in operations]
         except Exception:  # noqa: S110  # the replay below meets it again, and tells whose it is
             pass

@@ -21,6 +21,7 @@ class FakeClock:
         self.now = now
 
     def __call__(self) -> float:
+        """Return the seconds since the epoch, UTC."""
         return self.now
 
     def turn(self, seconds: float) -> None:

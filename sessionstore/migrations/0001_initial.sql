@@ -20,19 +20,20 @@ CREATE TABLE sessions (
         CHECK (status IN ('active', 'ended', 'timeout', 'error')),
     CONSTRAINT sessions_ended_at_is_null_exactly_while_active
         CHECK ((status = 'active') = (ended_at IS NULL)),
-    -- datetime() gives back the first 19 characters of a time that exists, and no others.
+    -- datetime(…, '+0 days') turns a day that does not exist, such as 31 February, into another one.
+    -- The fraction is left out: with it, the last second of the year 9999 is beyond SQLite's range.
     CONSTRAINT sessions_started_at_is_a_time
-        CHECK (length(started_at) = 26
-               AND substr(started_at, 1, 19) IS datetime(started_at)
+        CHECK (length(started_at) = 26 AND started_at NOT GLOB '0000*'
+               AND substr(started_at, 1, 19) IS datetime(substr(started_at, 1, 19), '+0 days')
                AND substr(started_at, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]'),
     CONSTRAINT sessions_ended_at_is_a_time
         CHECK (ended_at IS NULL
-               OR (length(ended_at) = 26
-                   AND substr(ended_at, 1, 19) IS datetime(ended_at)
+               OR (length(ended_at) = 26 AND ended_at NOT GLOB '0000*'
+                   AND substr(ended_at, 1, 19) IS datetime(substr(ended_at, 1, 19), '+0 days')
                    AND substr(ended_at, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]')),
     CONSTRAINT sessions_last_activity_is_a_time
-        CHECK (length(last_activity) = 26
-               AND substr(last_activity, 1, 19) IS datetime(last_activity)
+        CHECK (length(last_activity) = 26 AND last_activity NOT GLOB '0000*'
+               AND substr(last_activity, 1, 19) IS datetime(substr(last_activity, 1, 19), '+0 days')
                AND substr(last_activity, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]'),
     CONSTRAINT sessions_data_is_a_json_object
         CHECK (CASE WHEN json_valid(data) THEN json_type(data) = 'object' ELSE 0 END),

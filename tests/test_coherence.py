@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""The generations, and what rests on them: a cache that no commit can overtake."""
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionstore import SessionManager, store
+from sessionstore.coherence import SLOTS, Generations, slot_of
+
+from .conftest import FakeClock
+
+
+def test_a_word_is_current_until_its_slot_is_written() -> None:
+    """A noted word stops being current at the mark before COMMIT, and stays so for ever."""
+    generations = Generations()
+    noted = generations.word(7)
+    assert generations.is_current(7, noted)
+    generations.begin([7])
+    in_flight = generations.word(7)
+    assert not generations.is_current(7, noted)
+    assert not generations.is_current(7, in_flight)
+    settled = generations.settle([7])
+    assert generations.is_current(7, settled)
+    assert not generations.is_current(7, noted)
+    assert generations.is_current(8, generations.word(8))
+
+
+def test_the_slot_of_a_session_is_stable() -> None:
+    """The slot is a function of the id alone, the same in every process and release."""
+    assert slot_of("123e4567-e89b-42d3-a456-426614174000") == 20_086
+    assert 0 <= slot_of("") < SLOTS
+
+
+async def test_a_load_that_a_commit_overtakes_is_not_kept(
+    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row read before a commit and delivered after it is returned once, but never cached."""
+    selected, committed = threading.Event(), threading.Event()
+    select = store.select_sessions
+
+    def slow_select(connection: sqlite3.Connection, ids: Any) -> Any:
+        rows = select(connection, ids)
+        selected.set()
+        assert committed.wait(10)
+        return rows
+
+    async with SessionManager(database, clock=clock, cache_size=10) as sessions:
+        id_ = await sessions.create_session("lina")
+        sessions._reader._cache.discard(id_)
+        monkeypatch.setattr(store, "select_sessions", slow_select)
+        loading = asyncio.create_task(sessions.get_session(id_))
+        await asyncio.to_thread(selected.wait, 10)
+        assert await sessions.end_session(id_)
+        committed.set()
+        early = await loading
+        monkeypatch.undo()
+        late = await sessions.get_session(id_)
+        assert early is not None
+        assert late is not None
+        assert early.is_active
+        assert late.status == "ended"
+
+
+async def test_a_miss_never_joins_a_load_that_had_begun(
+    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks after an acknowledged commit sees it, also while an older load runs."""
+    selected, committed = threading.Event(), threading.Event()
+    select = store.select_sessions
+
+    def slow_select(connection: sqlite3.Connection, ids: Any) -> Any:
+        rows = select(connection, ids)
+        selected.set()
+        assert committed.wait(10)
+        return rows
+
+    async with SessionManager(database, clock=clock, cache_size=0) as sessions:
+        id_ = await sessions.create_session("lina")
+        monkeypatch.setattr(store, "select_sessions", slow_select)
+        loading = asyncio.create_task(sessions.get_session(id_))
+        await asyncio.to_thread(selected.wait, 10)
+        assert await sessions.end_session(id_)
+        reading = asyncio.create_task(sessions.get_session(id_))
+        await asyncio.sleep(0)
+        committed.set()
+        later = await reading
+        await loading
+        assert later is not None
+        assert later.status == "ended"
+
+
+async def test_concurrent_misses_are_one_job_and_one_statement(
+    database: Path, clock: FakeClock
+) -> None:
+    """A hundred misses, of fifty ids, at once are loaded by one SELECT."""
+    statements: list[str] = []
+    async with SessionManager(database, clock=clock, cache_size=0) as sessions:
+        ids = [await sessions.create_session("lina") for _ in range(50)]
+        await sessions._database.reader.run(lambda c: c.set_trace_callback(statements.append))
+        found = await asyncio.gather(*(sessions.get_session(id_) for id_ in ids + ids))
+        assert [session.id for session in found if session] == ids + ids
+    assert len([text for text in statements if "SELECT" in text and "json_each" in text]) == 1
+
+
+async def test_a_hit_touches_no_connection(database: Path, clock: FakeClock) -> None:
+    """What was created, touched or read is served from memory, without giving up control."""
+    statements: list[str] = []
+    async with SessionManager(database, clock=clock) as sessions:
+        id_ = await sessions.create_session("lina")
+        await sessions.update_activity(id_)
+        await sessions._database.reader.run(lambda c: c.set_trace_callback(statements.append))
+        getting = sessions.get_session(id_)
+        with pytest.raises(StopIteration) as stopped:
+            getting.send(None)  # it returns at its first step: no hop, and no task
+        assert stopped.value.value.interaction_count == 1
+    assert statements == []

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""Jobs on the connections' threads, the guard against starvation, and the translation of errors."""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sessionstore import (
+    SessionManager,
+    StorageError,
+    StoreBusyError,
+    StoreClosedError,
+    database,
+)
+from sessionstore.database import Database, translate
+
+from .conftest import FakeClock
+
+NOW = "2023-11-14 22:13:20.000000"
+
+
+async def test_a_job_runs_whole_on_the_connections_thread(tmp_path: Path) -> None:
+    """A job sees one thread, not the event loop's, and its result and arguments travel."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+
+    def job(connection: sqlite3.Connection, number: int) -> tuple[int, str]:
+        (found,) = connection.execute("SELECT ?", [number]).fetchone()
+        return found, threading.current_thread().name
+
+    number, thread = await opened.writer.run(job, 7)
+    assert number == 7
+    assert thread != threading.current_thread().name
+    await opened.close()
+
+
+async def test_the_reader_cannot_write(tmp_path: Path) -> None:
+    """The reading connection refuses every statement that writes."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    with pytest.raises(StorageError, match="READONLY"):
+        await opened.reader.run(lambda connection: connection.execute("DELETE FROM sessions"))
+    await opened.close()
+
+
+async def test_a_list_does_not_wait_behind_a_write(tmp_path: Path) -> None:
+    """While the writing connection is in a long transaction, reads go on."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    release = threading.Event()
+
+    def hold(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        release.wait(10)
+        connection.execute("COMMIT")
+
+    writing = asyncio.create_task(opened.writer.run(hold))
+    await asyncio.sleep(0)
+    found = await opened.reader.run(lambda c: c.execute("SELECT count(*) FROM sessions").fetchone())
+    assert found == (0,)
+    assert not writing.done()
+    release.set()
+    await writing
+    await opened.close()
+
+
+async def test_a_cancelled_job_is_waited_for(tmp_path: Path) -> None:
+    """Cancelling a caller does not leave its job behind, and the connection is fit for the next."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    started, finished = threading.Event(), threading.Event()
+
+    def slow(_: sqlite3.Connection) -> None:
+        started.set()
+        time.sleep(0.05)
+        finished.set()
+
+    running = asyncio.create_task(opened.writer.run(slow))
+    await asyncio.to_thread(started.wait, 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert finished.is_set()
+    assert await opened.writer.run(lambda _: 1) == 1
+    await opened.close()
+
+
+async def test_after_close_jobs_are_refused(tmp_path: Path) -> None:
+    """A job on a closed connection raises StoreClosedError and does not hang."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    await opened.close()
+    for connection in (opened.reader, opened.writer):
+        with pytest.raises(StoreClosedError):
+            await connection.run(lambda _: 1)
+
+
+def test_a_job_outlives_its_event_loop(tmp_path: Path) -> None:
+    """Where the loop is closed under a running job, the thread goes on without a traceback."""
+    opened = Database(str(tmp_path / "a.db"))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(opened.open(NOW))
+    release, ended = threading.Event(), threading.Event()
+
+    def slow(_: sqlite3.Connection) -> None:
+        release.wait(10)
+
+    running = loop.create_task(opened.writer.run(slow))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    release.set()
+    opened.writer._tx.put_nowait((None, ended.set))
+    assert ended.wait(10)
+    del running
+    asyncio.run(opened.close())
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (sqlite3.SQLITE_BUSY, StoreBusyError, "lock"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, StoreBusyError, "lock"),
+        (sqlite3.SQLITE_LOCKED, StoreBusyError, "lock"),
+        (sqlite3.SQLITE_FULL, StorageError, "disk is full"),
+        (sqlite3.SQLITE_IOERR_FSYNC, StorageError, "disk failed"),
+        (sqlite3.SQLITE_CORRUPT, StorageError, "damaged"),
+        (sqlite3.SQLITE_NOTADB, StorageError, "not a SQLite database"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, StorageError, "permissions"),
+        (sqlite3.SQLITE_CONSTRAINT_CHECK, StorageError, "refused"),
+    ],
+)
+def test_errors_are_told_apart_by_their_code(code: int, kind: type[Exception], words: str) -> None:
+    """The text of SQLite's message plays no part, and the original is chained."""
+    error = sqlite3.OperationalError("database is locked, the disk is full, and all is well")
+    error.sqlite_errorcode = code
+    error.sqlite_errorname = "SQLITE_SOMETHING"
+    ours = translate(error)
+    assert type(ours) is kind
+    assert words in str(ours)
+    assert ours.__cause__ is error
+
+
+def test_an_error_without_a_code_is_a_storage_error() -> None:
+    """What the sqlite3 module raises by itself becomes one of ours, too."""
+    assert type(translate(sqlite3.ProgrammingError("closed"))) is StorageError
+
+
+async def test_nothing_of_a_session_is_logged(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the lowest level no logger, aiosqlite's among them, shows an id in full, or data."""
+    caplog.set_level(logging.DEBUG)
+    async with SessionManager(tmp_path / "a.db", clock=clock, cache_size=0) as sessions:
+        id_ = await sessions.create_session("lina-secret", {"word": "secret"})
+        await sessions.update_session(id_, {"word": "secret"})
+        await sessions.get_session(id_)
+        await sessions.get_sessions_for_child("lina-secret")
+        await sessions.end_session(id_, "secret")
+    assert id_[:8] in caplog.text
+    assert id_ not in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_busy_loop_does_not_starve_the_jobs(tmp_path: Path, clock: FakeClock) -> None:
+    """With callbacks ready all the time twenty writes get through.
+
+    Without the guard they take minutes on a machine that is otherwise idle; on a busy one, where
+    the kernel takes the loop's processor away now and then, they may not. The test below holds the
+    guard itself.
+    """
+    loop = asyncio.get_running_loop()
+    spinning = True
+
+    def spin() -> None:
+        slice_end = time.perf_counter() + 0.0002
+        while time.perf_counter() < slice_end:
+            pass
+        if spinning:
+            loop.call_soon(spin)
+
+    async with SessionManager(tmp_path / "a.db", clock=clock) as sessions:
+        id_ = await sessions.create_session("lina")
+        loop.call_soon(spin)
+        try:
+            async with asyncio.timeout(10):
+                for _ in range(20):
+                    assert await sessions.update_activity(id_)
+        finally:
+            spinning = False
+
+
+async def test_the_guard_blocks_the_loop_shortly_until_a_slow_job_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes every few milliseconds while a job is under way, and never for a quick one."""
+    held: list[float] = []
+    lend_gil = database._Job._lend_gil
+
+    def timed(job: database._Job[object]) -> None:
+        started = time.perf_counter()
+        lend_gil(job)
+        held.append(time.perf_counter() - started)
+
+    monkeypatch.setattr(database._Job, "_lend_gil", timed)
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    held.clear()
+    await opened.writer.run(lambda _: time.sleep(0.1))
+    assert 3 <= len(held) <= 20
+    assert min(held) >= database.GUARD_HOLD / 2
+    held.clear()
+    monkeypatch.setattr(database, "GUARD_DELAY", 0.2)
+    await opened.writer.run(lambda _: None)
+    await asyncio.sleep(0.3)
+    assert held == []
+    await opened.close()
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 4096])
+async def test_a_file_that_is_no_database_is_refused_untouched(
+    tmp_path: Path, content: bytes
+) -> None:
+    """Garbage gets StorageError, is left as it was, and leaves no thread behind."""
+    path = tmp_path / "a.db"
+    path.write_bytes(content)
+    with pytest.raises(StorageError):
+        await SessionManager(path).open()
+    assert path.read_bytes() == content
+    assert threading.active_count() == 1
+
+
+async def test_a_folder_is_made_and_a_folder_is_no_database(tmp_path: Path) -> None:
+    """A missing parent folder is created; a path that is a folder, or under a file, is refused."""
+    async with SessionManager(tmp_path / "new" / "deep" / "a.db") as sessions:
+        await sessions.create_session("lina")
+    with pytest.raises(StorageError, match="cannot be opened"):
+        await SessionManager(tmp_path / "new").open()
+    with pytest.raises(StorageError, match="folder"):
+        await SessionManager(tmp_path / "new" / "deep" / "a.db" / "b.db").open()

@@ -1,0 +1,536 @@
+# SPDX-License-Identifier: MIT
+"""How a file gets today's tables: new, from an earlier release, or not at all.
+
+A later release is made here by copying the package and adding migrations to it, so that the upgrade
+of a real file is tested before there is one. What is refused must be left byte for byte.
+"""
+
+import asyncio
+import importlib
+import re
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import sessionstore
+from sessionstore import SchemaError, SessionManager, migrations, queries
+from sessionstore.transactions import split_script
+
+PACKAGE = Path(sessionstore.__file__).parent
+NOW = "2024-01-01 00:00:00.000000"
+VERSIONS = [migration.version for migration in migrations.load_migrations()]
+
+DEVICES = """
+CREATE TABLE session_devices (
+    session_id VARCHAR(36) NOT NULL REFERENCES sessions (id),
+    device     TEXT NOT NULL
+);
+CREATE INDEX idx_session_devices ON session_devices (session_id);
+"""
+
+ENDINGS = """
+-- A trigger has semicolons of its own.
+CREATE TRIGGER session_devices_gone AFTER UPDATE OF status ON sessions WHEN new.status <> 'active'
+BEGIN
+    DELETE FROM session_devices WHERE session_id = new.id;
+END;
+"""
+
+
+def connect(path: Path) -> closing[sqlite3.Connection]:
+    """Open a file as another program would, and close it at the end of the block."""
+    return closing(sqlite3.connect(path, isolation_level=None))
+
+
+def dump(path: Path) -> list[str]:
+    """Return the whole contents of a file as SQL."""
+    with connect(path) as connection:
+        return list(connection.iterdump())
+
+
+def schema(path: Path) -> dict[tuple[str, str, str], str]:
+    """Return all that sqlite_master has, without comments, and with one space for each gap."""
+    with connect(path) as connection:
+        rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    return {
+        (kind, name, table): " ".join(re.sub(r"--.*", "", sql or "").split())
+        for kind, name, table, sql in rows
+    }
+
+
+def applied(path: Path) -> list[tuple[int, str]]:
+    """Return the bookkeeping rows, the oldest migration first."""
+    with connect(path) as connection:
+        return connection.execute(
+            "SELECT version, name FROM sessionstore_migrations ORDER BY version"
+        ).fetchall()
+
+
+def make_file_of_version(path: Path, version: int) -> None:
+    """Make the file that the release of this migration made."""
+    with connect(path) as connection:
+        connection.execute(queries.CREATE_MIGRATIONS)
+        for migration in migrations.load_migrations():
+            if migration.version <= version:
+                for statement in split_script(migration.script):
+                    connection.execute(statement)
+                row = {"version": migration.version, "name": migration.name, "applied_at": NOW}
+                connection.execute(queries.INSERT_MIGRATION, row)
+
+
+async def open_and_close(path: Path) -> None:
+    """Do what makes, upgrades or refuses a file, and nothing else."""
+    async with SessionManager(path, sweep_interval=None):
+        pass
+
+
+def settle(path: Path, journal_mode: str) -> bytes:
+    """Give a file its journal mode and nothing beside it; return its bytes."""
+    with connect(path) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+    assert beside(path) == []
+    return path.read_bytes()
+
+
+def contents(path: Path) -> bytes:
+    """Return the bytes of a file that nobody has open."""
+    return path.read_bytes()
+
+
+def beside(path: Path) -> list[str]:
+    """Return what stands beside a database: its journals, and copies of it."""
+    return sorted(other.name for other in path.parent.iterdir() if other != path)
+
+
+def journal_mode(path: Path) -> str:
+    """Return the journal mode that is written in the file."""
+    with connect(path) as connection:
+        mode: str = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    return mode
+
+
+@pytest.fixture
+def later_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ModuleType]]:
+    """Yield a function that makes a later release with these migrations and imports it."""
+    folder = tmp_path / "later release"
+    name = "sessionstore_of_later"
+
+    def make(*scripts: str) -> ModuleType:
+        shutil.copytree(PACKAGE, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for number, script in enumerate(scripts, start=max(VERSIONS) + 1):
+            (folder / name / "migrations" / f"{number:04}_later.sql").write_text(script)
+            with (folder / name / "schema.sql").open("a") as file:
+                file.write(script)
+        monkeypatch.syspath_prepend(folder)
+        return importlib.import_module(name)
+
+    yield make
+    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+        del sys.modules[module]
+
+
+# -- The two ways to one schema --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_all_ways_lead_to_one_schema(tmp_path: Path, version: int) -> None:
+    """A new file and one of any earlier release end in the same tables, bookkeeping included."""
+    fresh, older = tmp_path / "fresh.db", tmp_path / "older.db"
+    make_file_of_version(older, version)
+    for path in (fresh, older):
+        with connect(path) as connection:
+            migrations.migrate(connection, str(path), NOW)
+    assert schema(older) == schema(fresh)
+    assert applied(older) == applied(fresh)
+    assert [version for version, _ in applied(fresh)] == VERSIONS
+
+
+async def test_schema_sql_is_what_a_new_file_has(tmp_path: Path, database: Path) -> None:
+    """A file that a manager made has the tables of schema.sql and the bookkeeping, and no more."""
+    by_hand = tmp_path / "by hand.db"
+    with connect(by_hand) as connection:
+        connection.executescript((PACKAGE / "schema.sql").read_text())
+        connection.executescript(queries.CREATE_MIGRATIONS.replace("IF NOT EXISTS ", ""))
+    await open_and_close(database)
+    assert schema(database) == schema(by_hand)
+
+
+# -- A later release -------------------------------------------------------------------------------
+
+
+async def test_later_release_applies_what_a_file_lacks(
+    tmp_path: Path, database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """A file of today gets each later migration with its row, keeps its sessions, and works."""
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        session_id = await sessions.create_session("lina", {"topic": "stars"})
+    before = applied(database)
+    later: Any = later_release(DEVICES, ENDINGS)
+    async with later.SessionManager(database, sweep_interval=None) as sessions:
+        session = await sessions.get_session(session_id)
+        assert session is not None
+        assert session.data == {"topic": "stars"}
+    last = max(VERSIONS)
+    assert applied(database) == [
+        *before,
+        (last + 1, f"{last + 1:04}_later"),
+        (last + 2, f"{last + 2:04}_later"),
+    ]
+    fresh = tmp_path / "fresh.db"
+    async with later.SessionManager(fresh, sweep_interval=None):
+        pass
+    assert schema(database) == schema(fresh)
+    assert applied(database) == applied(fresh)
+    with connect(database) as connection:
+        connection.execute("INSERT INTO session_devices VALUES (?, 'lamp')", (session_id,))
+    async with later.SessionManager(database, sweep_interval=None) as sessions:
+        await sessions.end_session(session_id)
+    with connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM session_devices").fetchone() == (0,)
+
+
+async def test_failed_migration_leaves_the_file(
+    database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """A migration that fails in the middle is taken back whole, raises, and can be repeated."""
+    await open_and_close(database)
+    before = dump(database)
+    later: Any = later_release(DEVICES + "INSERT INTO nothing VALUES (1);")
+    for _ in range(2):
+        with pytest.raises(later.SessionStoreError):
+            await later.SessionManager(database, sweep_interval=None).open()
+        assert dump(database) == before
+    await open_and_close(database)
+
+
+async def test_failed_migration_keeps_those_before_it(
+    database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """Each migration is a transaction of its own: those before a failed one stay."""
+    await open_and_close(database)
+    later: Any = later_release(DEVICES, "DROP TABLE session_devices; \n DROP TABLE nothing;\n")
+    with pytest.raises(later.SessionStoreError):
+        await later.SessionManager(database, sweep_interval=None).open()
+    assert [version for version, _ in applied(database)] == [*VERSIONS, max(VERSIONS) + 1]
+    assert ("table", "session_devices", "session_devices") in schema(database)
+
+
+async def test_failed_schema_leaves_a_new_file_empty(
+    database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """A new file whose schema cannot be made has no table at all."""
+    later: Any = later_release("INSERT INTO nothing VALUES (1);")
+    with pytest.raises(later.SessionStoreError):
+        await later.SessionManager(database, sweep_interval=None).open()
+    assert schema(database) == {}
+
+
+# -- Files that are refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+async def test_file_of_a_newer_release_is_refused(database: Path, mode: str) -> None:
+    """A file with a migration that this release does not know is refused, byte for byte."""
+    await open_and_close(database)
+    with connect(database) as connection:
+        row = {"version": 999, "name": "0999_later", "applied_at": NOW}
+        connection.execute(queries.INSERT_MIGRATION, row)
+    before = settle(database, mode)
+    with pytest.raises(SchemaError, match="newer release"):
+        await open_and_close(database)
+    assert beside(database) == []
+    assert contents(database) == before
+    assert journal_mode(database) == mode
+
+
+async def test_bookkeeping_without_sessions_is_refused(database: Path) -> None:
+    """A file that has lost its table is refused, and gets no empty one."""
+    await open_and_close(database)
+    with connect(database) as connection:
+        connection.execute("DROP TABLE sessions")
+    before = settle(database, "delete")
+    with pytest.raises(SchemaError, match="restore a backup"):
+        await open_and_close(database)
+    assert contents(database) == before
+
+
+OUR_COLUMNS = (
+    "id, child_id, status, started_at, ended_at, last_activity, data, metadata, interaction_count"
+)
+
+FOREIGN = {
+    "other columns": "CREATE TABLE sessions (session_key TEXT, session_data TEXT, expires REAL)",
+    "a column more": f"CREATE TABLE sessions ({OUR_COLUMNS}, device)",
+    "a column less": f"CREATE TABLE sessions ({OUR_COLUMNS.replace('data, ', '')})",
+    "a view": "CREATE VIEW sessions AS SELECT * FROM host",
+    "a view with our columns": f"""
+        CREATE TABLE other ({OUR_COLUMNS});
+        CREATE VIEW sessions AS SELECT {OUR_COLUMNS} FROM other""",
+    "an index": "CREATE INDEX sessions ON host (name)",
+    "upper case": "CREATE TABLE SESSIONS (session_key TEXT, session_data TEXT)",
+}
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("script", FOREIGN.values(), ids=FOREIGN)
+async def test_sessions_of_another_program_are_refused(
+    database: Path, script: str, mode: str
+) -> None:
+    """A file in which `sessions` is something else is refused, byte for byte, and not copied."""
+    with connect(database) as connection:
+        connection.executescript("CREATE TABLE host (name TEXT); INSERT INTO host VALUES ('x');")
+        connection.executescript(script)
+    before = settle(database, mode)
+    with pytest.raises(SchemaError, match="another program"):
+        await open_and_close(database)
+    assert beside(database) == []
+    assert contents(database) == before
+    assert journal_mode(database) == mode
+
+
+# -- A file that a host project shares -------------------------------------------------------------
+
+HOST = """
+CREATE TABLE children (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE names (name TEXT);
+CREATE INDEX children_by_name ON children (name);
+CREATE VIEW short_names AS SELECT name FROM children WHERE length(name) < 5;
+CREATE TRIGGER children_are_named AFTER INSERT ON children
+BEGIN
+    INSERT INTO names VALUES (new.name);
+END;
+INSERT INTO children (name) VALUES ('Lina'), ('Mohammed');
+PRAGMA user_version = 7;
+PRAGMA application_id = 4711;
+"""
+
+
+async def test_host_project_keeps_what_is_its_own(database: Path) -> None:
+    """Tables, views, triggers, user_version and application_id of the host stay as they were."""
+    with connect(database) as connection:
+        connection.executescript(HOST)
+    before, host = dump(database), schema(database)
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        await sessions.end_session(await sessions.create_session("lina"))
+    after = dump(database)
+    assert [line for line in before if line not in after] == []
+    assert {key: sql for key, sql in schema(database).items() if key in host} == host
+    with connect(database) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (7,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (4711,)
+        connection.execute("INSERT INTO children (name) VALUES ('Omar')")
+        assert connection.execute("SELECT count(*) FROM names").fetchone() == (3,)
+        assert connection.execute("SELECT name FROM short_names").fetchall() == [
+            ("Lina",),
+            ("Omar",),
+        ]
+
+
+async def test_user_version_of_a_new_file_is_untouched(database: Path) -> None:
+    """The bookkeeping is a table: user_version stays 0 for whoever wants it."""
+    await open_and_close(database)
+    with connect(database) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+# -- Opening again, and at once --------------------------------------------------------------------
+
+
+async def test_reopening_changes_nothing(database: Path) -> None:
+    """A file that has today's tables is opened and closed without a byte of change."""
+    await open_and_close(database)
+    before = contents(database)
+    for _ in range(3):
+        await open_and_close(database)
+    assert contents(database) == before
+    assert beside(database) == []
+
+
+async def test_many_managers_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Managers that open one new file at the same moment all succeed, and migrate it once."""
+    for number in range(20):
+        path = tmp_path / f"{number}.db"
+        managers = [SessionManager(path, sweep_interval=None) for _ in range(8)]
+        results = await asyncio.gather(
+            *(manager.open() for manager in managers), return_exceptions=True
+        )
+        for manager in managers:
+            await manager.close()
+        assert results == [None] * 8
+        assert [version for version, _ in applied(path)] == VERSIONS
+
+
+async def test_opening_waits_for_another_program(database: Path) -> None:
+    """A manager that opens a file while another program writes waits, and does not give up."""
+    with connect(database) as connection:
+        connection.execute("CREATE TABLE host (name TEXT)")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO host VALUES ('x')")
+        manager = SessionManager(database, sweep_interval=None)
+        opening = asyncio.create_task(manager.open())
+        await asyncio.wait({opening}, timeout=0.05)
+        waiting = not opening.done()
+        connection.execute("COMMIT")
+    try:
+        await opening
+    finally:
+        await manager.close()
+    assert waiting
+
+
+async def test_opening_together_with_a_later_release(
+    database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """Managers of a later release that open an older file at once apply each migration once."""
+    await open_and_close(database)
+    later: Any = later_release(DEVICES, ENDINGS)
+    managers = [later.SessionManager(database, sweep_interval=None) for _ in range(4)]
+    results = await asyncio.gather(
+        *(manager.open() for manager in managers), return_exceptions=True
+    )
+    for manager in managers:
+        await manager.close()
+    assert results == [None] * 4
+    assert [version for version, _ in applied(database)] == [
+        *VERSIONS,
+        max(VERSIONS) + 1,
+        max(VERSIONS) + 2,
+    ]
+
+
+# -- The constraints of the table ------------------------------------------------------------------
+
+VALID = {
+    "id": "5c0ff7f8-21f0-4e52-8a90-2a1a9eb4b9f1",
+    "child_id": "lina",
+    "started_at": NOW,
+    "last_activity": NOW,
+}
+
+NOT_TIMES = [
+    "2024-02-31 10:00:00.000000",
+    "2023-02-29 10:00:00.000000",
+    "2024-01-01 24:00:00.000000",
+    "2024-01-01 10:60:00.000000",
+    "2024-01-01 10:00:00",
+    "2024-01-01 10:00:00.000",
+    "2024-01-01 10:00:00.0000000",
+    "2024-01-01 10:00:00.00000x",
+    "2024-01-01 10:00:00,000000",
+    "2024-01-01T10:00:00.000000",
+    "2024-01-01 10:00:00.00000Z",
+    "24-01-01 10:00:00.000000",
+    "0000-12-31 23:59:59.999999",  # before the years that Python knows
+    "2024-01-01",
+    "now",
+    "",
+    1_704_067_200,
+    2_460_310.5,
+    b"2024-01-01 10:00:00.000000",
+]
+
+NOT_OBJECTS = ["", "{", "{'a': 1}", "{a: 1}", '{"a": 1} x', "[]", "null", "1", '"text"']
+
+
+def refused(constraint: str, *changes: Mapping[str, object]) -> list[Any]:
+    """Return a parameter for each change of the valid row that a constraint must refuse."""
+    return [
+        pytest.param(constraint, change, id=f"{constraint}-{list(change.values())}")
+        for change in changes
+    ]
+
+
+REFUSED = [
+    *refused("sessions_id_is_text", *({"id": id_} for id_ in ("", None, "x" * 37, b"x"))),
+    *refused("sessions_child_id_is_text", {"child_id": ""}, {"child_id": b"lina"}),
+    *refused(
+        "sessions_status_is_known",
+        *({"status": status, "ended_at": NOW} for status in ("paused", "Ended", "ACTIVE", "")),
+    ),
+    *refused(
+        "sessions_ended_at_is_null_exactly_while_active",
+        {"status": "active", "ended_at": NOW},
+        *({"status": status, "ended_at": None} for status in ("ended", "timeout", "error")),
+    ),
+    *refused("sessions_started_at_is_a_time", *({"started_at": time} for time in NOT_TIMES)),
+    *refused(
+        "sessions_ended_at_is_a_time",
+        *({"status": "ended", "ended_at": time} for time in NOT_TIMES),
+    ),
+    *refused("sessions_last_activity_is_a_time", *({"last_activity": time} for time in NOT_TIMES)),
+    *refused("sessions_data_is_a_json_object", *({"data": text} for text in NOT_OBJECTS)),
+    *refused("sessions_metadata_is_a_json_object", *({"metadata": text} for text in NOT_OBJECTS)),
+    *refused(
+        "sessions_interaction_count_is_a_count",
+        *({"interaction_count": count} for count in (-1, 1.5, "many")),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to a file that has the tables of today."""
+    path = tmp_path_factory.mktemp("table") / "sessions.db"
+    with connect(path) as connection:
+        migrations.migrate(connection, str(path), NOW)
+        yield connection
+
+
+def insert(connection: sqlite3.Connection, values: dict[str, object]) -> list[Any]:
+    """Add a row as another program would, and return the table; then take it back."""
+    columns, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+    connection.execute("BEGIN")
+    try:
+        connection.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", values)
+        return connection.execute(
+            "SELECT status, ended_at, data, metadata, interaction_count FROM sessions"
+        ).fetchall()
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("constraint, change", REFUSED)
+def test_constraint_refuses(
+    table: sqlite3.Connection, constraint: str, change: Mapping[str, object]
+) -> None:
+    """A row that breaks one rule is refused by the constraint that is named for it."""
+    with pytest.raises(sqlite3.IntegrityError, match=rf"CHECK constraint failed: {constraint}$"):
+        insert(table, {**VALID, **change})
+
+
+def test_every_constraint_is_tested() -> None:
+    """Each constraint of schema.sql has rows above that it refuses."""
+    named = re.findall(r"CONSTRAINT (\w+)", (PACKAGE / "schema.sql").read_text())
+    assert set(named) == {parameters.values[0] for parameters in REFUSED}
+
+
+def test_defaults_make_an_active_session(table: sqlite3.Connection) -> None:
+    """A row of another tool with an id, a child and two times is an active, empty session."""
+    assert insert(table, dict(VALID)) == [("active", None, "{}", "{}", 0)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "ended", "ended_at": "2024-02-29 23:59:59.999999"},
+        {"started_at": "0001-01-01 00:00:00.000000"},
+        {"last_activity": "9999-12-31 23:59:59.999999"},
+        {"data": ' {"a": [1, null, "\u0644\u064a\u0646\u0627"]} '},
+        {"child_id": "x" * 255, "interaction_count": 2**63 - 1},
+        {"id": "1", "child_id": "1"},
+    ],
+)
+def test_constraints_accept_what_is_right(
+    table: sqlite3.Connection, change: dict[str, object]
+) -> None:
+    """A row at the edge of what is allowed is accepted."""
+    assert len(insert(table, {**VALID, **change})) == 1
