@@ -152,6 +152,8 @@ class Connection(aiosqlite.Connection):
             return await finish(job.future)
         except sqlite3.Error as error:
             raise translate(error) from error
+        except OSError as error:
+            raise StorageError(f"the folder or disk refused: {error.strerror}") from error
 
 
 class Database:
@@ -160,8 +162,9 @@ class Database:
     writer: Connection
     reader: Connection
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, create: bool = True) -> None:
         self._path = path
+        self._create = create
 
     async def open(self, now: str) -> None:
         """Make the folder, connect, and bring the file to today's schema. All or nothing.
@@ -172,7 +175,7 @@ class Database:
             raise StorageError(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
         self.writer = self.reader = await self._connect()
         try:
-            await self.writer.run(_prepare, self._path, now)
+            await self.writer.run(_prepare, self._path, self._create, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()
                 await self.reader.run(_forbid_writes)
@@ -189,22 +192,23 @@ class Database:
             await self.writer.close()
 
     async def _connect(self) -> Connection:
-        connection = Connection(partial(_connect_sqlite, self._path), iter_chunk_size=64)
+        connection = Connection(
+            partial(_connect_sqlite, self._path, self._create), iter_chunk_size=64
+        )
         await connection.start()
         return connection
 
 
-def _connect_sqlite(path: str) -> sqlite3.Connection:
+def _connect_sqlite(path: str, create: bool) -> sqlite3.Connection:
+    if not create and not os.path.exists(path):
+        raise StorageError("there is no such file, and it was not to be made")
     if path != ":memory:":
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        except OSError as error:
-            raise StorageError("the database's folder cannot be made; check the path") from error
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
 
 
-def _prepare(connection: sqlite3.Connection, path: str, now: str) -> None:
-    migrations.migrate(connection, path, now)
+def _prepare(connection: sqlite3.Connection, path: str, create: bool, now: str) -> None:
+    migrations.migrate(connection, path, now, create=create)
     # After the migration: setting WAL changes the file, and one that is refused stays as it was.
     if _set_wal(connection) not in ("wal", "memory"):
         raise StorageError("the file system does not support SQLite's WAL; use a local disk")

@@ -50,6 +50,7 @@ class Lifecycle:
         max_data_bytes: int = 1_048_576,
         on_end: OnEnd | None = None,
         clock: Callable[[], float] = time.time,
+        create: bool = True,
     ) -> None:
         """Take the settings; do no I/O, and need no event loop.
 
@@ -65,6 +66,7 @@ class Lifecycle:
                 process ended or timed out, after COMMIT, once: a crash in between loses the call.
                 An exception in it is logged and changes nothing.
             clock: seconds since the epoch, UTC.
+            create: False to open a file only where it is there and has sessions.
 
         Raises:
             InvalidArgumentError: a setting is of a wrong type or out of range.
@@ -86,6 +88,7 @@ class Lifecycle:
             raise InvalidArgumentError("clock and on_end must be callable")
         self._on_end = on_end
         self._clock = clock
+        self._create = create
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
         self._transition = asyncio.Lock()
 
@@ -101,7 +104,7 @@ class Lifecycle:
             if self._loop is not None:
                 self._check_open()
                 return
-            database = Database(self._path)
+            database = Database(self._path, create=self._create)
             await database.open(micros_to_text(read_clock(self._clock)))
             generations = Generations()
             self._database = database

@@ -244,7 +244,7 @@ class SessionManager(Lifecycle):
         now = self._begin()
         child = None if child_id is None else check_text("child_id", child_id)
         count = check_count("limit", limit)
-        if status is not None and status not in set(SessionStatus):
+        if status is not None and status not in list(SessionStatus):
             raise InvalidArgumentError(f"status must be one of {', '.join(SessionStatus)}")
         wanted = None if status is None else str(status)
         cutoffs = self._expiry.cutoffs(now)

@@ -36,12 +36,15 @@ def load_migrations() -> list[Migration]:
     return sorted(found)
 
 
-def migrate(connection: sqlite3.Connection, path: str, now: str) -> None:
+def migrate(connection: sqlite3.Connection, path: str, now: str, *, create: bool = True) -> None:
     """Bring the file to today's schema, step by step. Several processes may do so at once.
 
-    Raises SchemaError, before anything is written, for a file that this release must not touch.
+    Raises SchemaError, before anything is written, for a file that this release must not touch, and
+    without `create` for one that has no sessions at all.
     """
     migrations = load_migrations()
+    if not create and not _tables(connection):
+        raise SchemaError("the file has no sessions, and was not to get any")
     while _missing(connection, migrations):
         with transaction(connection):
             missing = _missing(connection, migrations)  # another process may have been first

@@ -272,7 +272,7 @@ def _as_written(default: object) -> str:
         return "`time.time`"
     if isinstance(default, timedelta):
         return f"`timedelta(minutes={default // MINUTE})`"
-    return f"`{default:_}`" if isinstance(default, int) else f"`{default}`"
+    return f"`{default:_}`" if type(default) is int else f"`{default}`"
 
 
 def test_settings_are_those_of_the_constructor() -> None:

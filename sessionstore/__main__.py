@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: MIT
+"""Run the command line as `python -m sessionstore`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
