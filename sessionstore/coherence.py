@@ -1,24 +1,66 @@
 # SPDX-License-Identifier: MIT
-"""Generations: how a reader of the cache knows that no commit has overtaken what it holds.
+"""The sidecar file of a database: the lock that all writers take, and the words of the generations.
 
-There are 65,536 slots, a 64-bit word each, and a session's slot is a hash of its id. A write job
-sets the word of each session that it changed to an odd one (in flight) before COMMIT, and to a new
-even one afterwards. A load notes the word before its SELECT and keeps the row with it. A cached row
-is true while its slot's word is still the one noted:
+Each database file has `<database>-lock` beside it, which every process of ours locks and maps. An
+exclusive flock on it is held by each write job, checkpoint and close, so that writers of all
+processes queue in the kernel. The file is an array of 64-bit words: a revision, and a slot for each
+of 65,536 hashes of session ids. A write job that holds the lock raises the revision r by one, sets
+the slot of each session that it changed to 2r + 1 (in flight) before COMMIT, and to 2r after it. A
+reader that misses notes the slot's word before its SELECT and keeps the row with that word, unless
+it was odd. A hit counts only while the slot's word is still the one that was noted.
 
-1. Where a commit came after the SELECT, the word was set after it was noted, so it differs.
-2. Where the word was odd when noted, a commit was under way, and the row is not kept at all.
-3. A word never comes back: the revision only grows.
+Why no hit is stale, step by step. Let E be a row that was kept with the word w, and let a hit find
+w in the slot again. Let C be any commit to the session that was acknowledged before the hit began.
 
-Two sessions in one slot cost each other a miss, never a wrong answer. The words are this process's
-own memory, so one process at a time may use a file with a cache. Written by one write job at a time
-on its connection's thread; read anywhere. Nothing is known here of sessions, SQL or the cache.
+1. Words change under the lock only, and the revision only grows; so a slot never has the same even
+   word twice, and w was there without a break from the noting to the hit.
+2. C set the slot to its own odd word before COMMIT, and to its even one before it was acknowledged.
+   So the word that the hit finds, w, is that of C or of a later write job.
+3. w is even, so it was set after the COMMIT of its job. It was noted after that, and the SELECT
+   came after the noting. So the SELECT saw that commit and all before it, C among them. A row that
+   the writer keeps by itself is the one that it committed under w.
+4. So E holds what C wrote, or something later.
+
+A writer that dies in flight leaves an odd word: the slot's sessions are not cached until the next
+write to it. One that dies between COMMIT and the second word does, too, and nothing else: its
+callers never heard of the commit. Two sessions in one slot cost each other a miss.
+
+The file may be replaced: somebody deletes a "stale" lock. Each write job compares the file at the
+path with the one that it has locked, and moves to the new one, under its lock. A new file's words
+begin at the time in microseconds, which is beyond every revision that an old file has reached, so
+that no word is ever met again. Until a process writes or sweeps, it does not notice.
+
+What is assumed. A local file system: flock and shared mappings are coherent on it, and not on NFS.
+An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never
+torn. A store is visible to other processors before the system calls that follow it, COMMIT's among
+them, have returned: x86-64 keeps stores in order, and on arm64 the kernel's locks, and the barriers
+of SQLite's WAL index, order them. Between threads, the GIL does.
+
+A ":memory:" database has no file: its words are memory of the process, and its one thread is its
+lock. Nothing is known here of sessions, SQL or the cache.
 """
 
+import mmap
+import os
+import sys
+import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from .errors import StoreBusyError
+from .jobs import Turn
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time may have the file open
+    import msvcrt
+
+    fcntl = None  # type: ignore[assignment]
 
 SLOTS = 65_536
+_SIZE = 8 * (SLOTS + 1)
+_REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
 
 
 def slot_of(session_id: str) -> int:
@@ -26,32 +68,129 @@ def slot_of(session_id: str) -> int:
     return zlib.crc32(session_id.encode()) % SLOTS
 
 
-class Generations:
-    """Hold the word of each slot."""
+class Coherence:
+    """The lock and the words of one database, for one connection that writes."""
 
-    def __init__(self) -> None:
-        self._revision = 0
-        self._words = memoryview(bytearray(8 * SLOTS)).cast("Q")
+    def __init__(self, database: str | None) -> None:
+        """Take the resolved path of the database, or None for one in memory."""
+        self._path = None if database is None else f"{database}-lock"
+        self._descriptor = -1
+        self.words = _no_words()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a file that was locked before."""
+        return self._descriptor >= 0
 
     def word(self, slot: int) -> int:
         """Return the slot's word as it is now, to be noted before a SELECT."""
-        return self._words[slot]
+        return self.words[slot]
 
     def is_current(self, slot: int, word: int) -> bool:
         """Say whether what was read under the noted word is still what the file holds."""
-        return self._words[slot] == word and not word & 1
+        return self.words[slot] == word and not word & 1
 
     def begin(self, slots: Iterable[int]) -> None:
-        """Mark the slots as in flight. Call it in the write transaction, before COMMIT."""
-        self._revision += 1
-        self._set(slots, self._revision << 1 | 1)
+        """Mark the slots as in flight. Call it with the lock held, before COMMIT."""
+        self.words[_REVISION] += 1
+        self._set(slots, self.words[_REVISION] << 1 | 1)
 
     def settle(self, slots: Iterable[int]) -> int:
         """Give the slots a new word after COMMIT, or after its failure, and return the word."""
-        word = self._revision << 1
+        word = self.words[_REVISION] << 1
         self._set(slots, word)
         return word
 
     def _set(self, slots: Iterable[int], word: int) -> None:
         for slot in slots:
-            self._words[slot] = word
+            self.words[slot] = word
+
+    @contextmanager
+    def hold(self, turn: Turn) -> Iterator[None]:
+        """Hold the lock during the block. Waits for as long as another process holds it.
+
+        The waiting cannot be cut short: a caller that has given up its turn meanwhile is told of
+        that by turn.claim(), in the block.
+        """
+        if self._path is None:
+            yield
+            return
+        if fcntl is None:
+            self._lock_for_life(self._path)
+            yield
+            return
+        self._lock(self._path, turn)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Let go of the file. Words that were noted are worth nothing afterwards."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.words = _no_words()  # the mapping has a descriptor of its own, and goes with its words
+
+    def _lock(self, path: str, turn: Turn) -> None:
+        """Lock the file that is at the path now, and map it if it is another one than before."""
+        while True:
+            known = self._descriptor >= 0
+            if not known:
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _wait_for(self._descriptor, turn)
+            if _is_at(path, self._descriptor):
+                if not known:
+                    self.words = _map(self._descriptor)
+                return
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _lock_for_life(self, path: str) -> None:
+        """Keep every other process from the file until close."""
+        if self._descriptor >= 0:
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreBusyError("another process has the database open; one at a time") from error
+        self._descriptor = descriptor
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _no_words() -> memoryview:
+    return memoryview(bytearray(_SIZE)).cast("Q")
+
+
+def _wait_for(descriptor: int, turn: Turn) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        turn.waiting = True
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        turn.waiting = False
+
+
+def _map(descriptor: int) -> memoryview:
+    """Map the locked file; give it its size and its first words where it has none.
+
+    The revision is set to the time in any case: after a power cut it may be older than some words.
+    """
+    os.posix_fallocate(
+        descriptor, 0, _SIZE
+    )  # a store into a hole of the file kills, on a full disk
+    words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
+    now = time.time_ns() // 1_000
+    if not 0 < words[_REVISION] < 2**62:  # new, cut off before its last word was there, or garbage
+        words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
+        words[_REVISION] = now
+    words[_REVISION] = max(words[_REVISION], now)
+    return words

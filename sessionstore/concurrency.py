@@ -16,17 +16,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def finish(future: "asyncio.Future[Result]") -> Result:
-    """Wait until the future is done, even when cancelled meanwhile; then pass that on."""
+async def finish(
+    future: "asyncio.Future[Result]", give_up: Callable[[], bool] = lambda: False
+) -> Result:
+    """Wait until the future is done, even when cancelled meanwhile; then pass that on.
+
+    When cancelled, give_up is asked first: it returns True where there is nothing to wait for.
+    """
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        while not future.done():
+        while not give_up() and not future.done():
             try:
                 await asyncio.wait({future})
             except asyncio.CancelledError:
                 continue  # the first one is raised below, once there is nothing left behind
-        if not future.cancelled():
+        if future.done() and not future.cancelled():
             future.exception()  # its caller has gone: mark the outcome as seen
         raise
 

@@ -8,43 +8,37 @@ connection writes; a second one, which cannot write, reads. SQLite's errors beco
 apart by their codes.
 """
 
-import asyncio
+import logging
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import Generic, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from . import migrations, queries
+from .coherence import Coherence
 from .concurrency import finish
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
+from .jobs import Job, Turn
+from .transactions import is_busy, primary_code
+
+logger = logging.getLogger(__name__)
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
-BUSY_TIMEOUT = 10.0  # seconds that a statement waits for another program's lock
-GUARD_DELAY = 0.005  # seconds: CPython's switch interval
-GUARD_HOLD = 0.001  # seconds
+CLOSE_PATIENCE = 1.0  # seconds that close() waits for another process's lock
+WAL_LIMIT = 16_777_216  # bytes; queries.SET_JOURNAL_SIZE_LIMIT has it, too
 MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Say whether another connection's lock was in the way."""
-    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def translate(error: sqlite3.Error) -> SessionStoreError:
     """Return our exception for one of SQLite's, which it is chained to."""
-    code = _primary_code(error)
+    code = primary_code(error)
     ours: SessionStoreError
     if is_busy(error):
         ours = StoreBusyError("another program holds a lock on the database; try again")
@@ -65,50 +59,6 @@ _ADVICE = {
 }
 
 
-class _Job(Generic[Result]):
-    """One function on its way to the connection's thread and back.
-
-    An object of its own and not a partial: aiosqlite logs what it runs, and a partial would show
-    the arguments, which are sessions' data.
-    """
-
-    def __init__(self, function: Callable[[], Result], loop: asyncio.AbstractEventLoop) -> None:
-        self._function = function
-        self._loop = loop
-        self._done = threading.Lock()
-        self._done.acquire()
-        self.future: asyncio.Future[Result] = loop.create_future()
-        self.guard = loop.call_later(GUARD_DELAY, self._lend_gil)
-
-    def __call__(self) -> None:
-        """Run on the connection's thread."""
-        settle: Callable[[], None]
-        try:
-            settle = partial(self._settle, self._function(), None)
-        except BaseException as error:
-            settle = partial(self._settle, None, error)
-        with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
-            self._loop.call_soon_threadsafe(settle)
-        self._done.release()
-
-    def _settle(self, result: Result | None, error: BaseException | None) -> None:
-        self.guard.cancel()
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)  # type: ignore[arg-type]  # no error: there is a result
-
-    def _lend_gil(self) -> None:
-        """Give the thread the GIL where a busy event loop starves it.
-
-        Between any two steps of SQLite the thread needs the GIL. A loop that always has callbacks
-        ready lets go of it in each pass, and takes it back before the thread has woken up. Only
-        blocking on a lock really hands it over.
-        """
-        if not self._done.acquire(timeout=GUARD_HOLD):
-            self.guard = self._loop.call_later(GUARD_DELAY, self._lend_gil)
-
-
 class Connection(aiosqlite.Connection):
     """A connection of aiosqlite that runs jobs. It uses internals of 0.22, hence the pin."""
 
@@ -116,11 +66,12 @@ class Connection(aiosqlite.Connection):
         self,
         function: Callable[[sqlite3.Connection, *Arguments], Result],
         *arguments: *Arguments,
+        turn: Turn | None = None,
     ) -> Result:
         """Run the function whole on the connection's thread and return its result."""
         if not self._running or self._connection is None:
             raise StoreClosedError("the store is closed")
-        return await self._hop(partial(function, self._connection, *arguments))
+        return await self._hop(partial(function, self._connection, *arguments), turn)
 
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
@@ -133,23 +84,42 @@ class Connection(aiosqlite.Connection):
             await self.close()
             raise
 
-    async def close(self) -> None:
-        """Run the jobs that are queued, then close the connection and end the thread."""
-        stopped = self.stop()
-        if stopped is not None:
-            try:
-                await finish(stopped)
-            finally:
-                self._thread.join()  # it has nothing left to do but return
+    async def close(self, coherence: Coherence | None = None) -> None:
+        """Run the jobs that are queued, close, under the lock if there is one, and end the thread.
+
+        Where another process keeps the lock, the thread waits for it, and closes, by itself.
+        """
+        self._running = False
+        turn = Turn(CLOSE_PATIENCE)
+        job = Job(partial(self._close_here, coherence, turn), turn)
+        self._tx.put_nowait((None, job))
+        self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
+        try:
+            await finish(job.future, job.give_up)
+            self._thread.join()  # it has nothing left to do but return
+        except StoreBusyError:
+            logger.warning("another process keeps the lock: the database is closed when it is free")
 
     def _connect_here(self) -> None:
         self._connection = self._connector()
 
-    async def _hop(self, function: Callable[[], Result]) -> Result:
-        job = _Job(function, asyncio.get_running_loop())
+    def _close_here(self, coherence: Coherence | None, turn: Turn) -> None:
+        connection, self._connection = self._connection, None
+        try:
+            if coherence is not None and coherence.is_open and connection is not None:
+                with coherence.hold(turn):
+                    connection.close()
+        finally:
+            if connection is not None:
+                connection.close()
+            if coherence is not None:
+                coherence.close()
+
+    async def _hop(self, function: Callable[[], Result], turn: Turn | None = None) -> Result:
+        job = Job(function, turn)
         self._tx.put_nowait((None, job))
         try:
-            return await finish(job.future)
+            return await finish(job.future, job.give_up)
         except sqlite3.Error as error:
             raise translate(error) from error
         except OSError as error:
@@ -157,14 +127,18 @@ class Connection(aiosqlite.Connection):
 
 
 class Database:
-    """The two connections to one file: `writer` writes; `reader` never waits behind a commit."""
+    """The two connections to one file: one writes; `reader` never waits behind a commit."""
 
-    writer: Connection
     reader: Connection
+    _writer: Connection
 
-    def __init__(self, path: str, *, create: bool = True) -> None:
-        self._path = path
+    def __init__(self, path: str, *, create: bool = True, busy_timeout: float = 10.0) -> None:
+        """Take the path, or ":memory:", and the seconds for which a write waits for locks."""
+        self._path = path if path == ":memory:" else os.path.realpath(path)
         self._create = create
+        self._busy_timeout = busy_timeout
+        self._wal_limit = WAL_LIMIT
+        self.coherence = Coherence(None if path == ":memory:" else self._path)
 
     async def open(self, now: str) -> None:
         """Make the folder, connect, and bring the file to today's schema. All or nothing.
@@ -173,9 +147,15 @@ class Database:
         """
         if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
             raise StorageError(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
-        self.writer = self.reader = await self._connect()
+        if self._path in _inherited:
+            raise StoreClosedError("the file was open when the process was forked; open it after")
+        _log_version()
+        self._writer = self.reader = await self._connect()
         try:
-            await self.writer.run(_prepare, self._path, self._create, now)
+            await self._writer.run(
+                migrations.check, self._create
+            )  # what is refused gets no sidecar
+            await self.write(_prepare, self._path, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()
                 await self.reader.run(_forbid_writes)
@@ -186,37 +166,107 @@ class Database:
     async def close(self) -> None:
         """Finish the jobs that were begun and close; the writer last, so that it can checkpoint."""
         try:
-            if self.reader is not self.writer:
+            if self.reader is not self._writer:
                 await self.reader.close()
         finally:
-            await self.writer.close()
+            await self._writer.close(self.coherence)
+
+    def inherit(self) -> None:
+        """Let go, in a child process, of what belongs to its parent."""
+        _inherited[self._path] = (self._writer._connection, self.reader._connection)
+        self._writer._connection = self.reader._connection = None
+        self.coherence.close()
+
+    async def write(
+        self,
+        job: Callable[[sqlite3.Connection, Turn, *Arguments], Result],
+        *arguments: *Arguments,
+    ) -> Result:
+        """Run a job on the connection that writes, with the lock of all processes held.
+
+        The job claims its turn before it changes anything, best when it has SQLite's lock, too.
+        Raises StoreBusyError, with nothing written, where that takes longer than the timeout.
+        """
+        turn = Turn(self._busy_timeout)
+        return await self._writer.run(self._exclusively, turn, job, *arguments, turn=turn)
+
+    def _exclusively(
+        self,
+        connection: sqlite3.Connection,
+        turn: Turn,
+        job: Callable[[sqlite3.Connection, Turn, *Arguments], Result],
+        *arguments: *Arguments,
+    ) -> Result:
+        with self.coherence.hold(turn):
+            result = job(connection, turn, *arguments)
+            self._bound_wal(connection)
+            return result
+
+    def _bound_wal(self, connection: sqlite3.Connection) -> None:
+        """Empty the WAL where it has outgrown its limit, because readers overlapped all the time.
+
+        While a long list runs that cannot be done: the next try comes when it has grown further.
+        """
+        try:
+            size = os.stat(f"{self._path}-wal").st_size
+        except FileNotFoundError:
+            return
+        if size <= self._wal_limit:
+            return
+        (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
+        self._wal_limit = size + WAL_LIMIT if busy else WAL_LIMIT
 
     async def _connect(self) -> Connection:
-        connection = Connection(
-            partial(_connect_sqlite, self._path, self._create), iter_chunk_size=64
-        )
+        connector = partial(_connect_sqlite, self._path, self._create, self._busy_timeout)
+        connection = Connection(connector, iter_chunk_size=64)
         await connection.start()
         return connection
 
 
-def _connect_sqlite(path: str, create: bool) -> sqlite3.Connection:
+# Connections of a parent, by file. They must not be closed in the child, nor may it open the file
+# again: SQLite's notes in memory say that this process holds locks, which only the parent holds.
+_inherited: dict[str, object] = {}
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Say whether commits can be lost when two connections write and checkpoint at one moment.
+
+    See sqlite.org/wal.html: fixed in 3.51.3, and in 3.50.7 and 3.44.6.
+    """
+    fixed = {(3, 44): 6, (3, 50): 7}
+    patch = fixed.get(version[:2])
+    return version < (3, 51, 3) if patch is None else version[2] < patch
+
+
+def _log_version() -> None:
+    if has_wal_reset_bug(sqlite3.sqlite_version_info):
+        logger.info(
+            "SQLite %s has the WAL-reset bug; the lock file beside the database keeps clear of it",
+            sqlite3.sqlite_version,
+        )
+
+
+def _connect_sqlite(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
     if not create and not os.path.exists(path):
         raise StorageError("there is no such file, and it was not to be made")
     if path != ":memory:":
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
-def _prepare(connection: sqlite3.Connection, path: str, create: bool, now: str) -> None:
-    migrations.migrate(connection, path, now, create=create)
+def _prepare(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:
+    turn.claim()
+    migrations.migrate(connection, path, now)
     # After the migration: setting WAL changes the file, and one that is refused stays as it was.
-    if _set_wal(connection) not in ("wal", "memory"):
+    if _set_wal(connection, turn) not in ("wal", "memory"):
         raise StorageError("the file system does not support SQLite's WAL; use a local disk")
+    connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
+    connection.execute(queries.SET_BUSY_TIMEOUT)
 
 
-def _set_wal(connection: sqlite3.Connection) -> str:
-    """Set WAL and return the journal mode. SQLite itself does not wait here for another opener."""
-    give_up = time.monotonic() + BUSY_TIMEOUT
+def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:
+    """Set WAL and return the journal mode. SQLite itself does not wait here for others' locks."""
+    give_up = time.monotonic() + turn.patience
     while True:
         try:
             journal_mode: str = connection.execute(queries.SET_JOURNAL_WAL).fetchone()[0]

@@ -14,7 +14,7 @@ from sqlite3 import Connection
 from typing import Any, TypeVarTuple
 
 from . import store
-from .models import Expiry, Session, SessionRow
+from .models import Expiry, Session, SessionRow, snapshot
 from .writer import Change, Writer
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Ender:
 
     async def _tell(self, on_end: OnEnd, row: SessionRow) -> None:
         try:
-            result = on_end(Session(row, self._expiry.expires_at(row)))
+            result = on_end(snapshot(row, self._expiry.expires_at(row)))
             if inspect.isawaitable(result):
                 await result
         except asyncio.CancelledError:

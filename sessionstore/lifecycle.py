@@ -8,7 +8,9 @@ what close() has begun it finishes.
 
 import asyncio
 import logging
+import os
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from os import PathLike
@@ -16,12 +18,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from .arguments import check_count, check_database, check_micros
-from .coherence import Generations
 from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
-from .models import EARLIEST, Expiry, micros_to_text, read_clock
+from .models import EARLIEST, Expiry, Session, micros_to_text, read_clock
 from .reader import Reader
 from .sweeper import Sweeper
 from .writer import Writer
@@ -50,6 +51,7 @@ class Lifecycle:
         max_data_bytes: int = 1_048_576,
         on_end: OnEnd | None = None,
         clock: Callable[[], float] = time.time,
+        busy_timeout: timedelta | float = timedelta(seconds=10),
         create: bool = True,
     ) -> None:
         """Take the settings; do no I/O, and need no event loop.
@@ -66,6 +68,7 @@ class Lifecycle:
                 process ended or timed out, after COMMIT, once: a crash in between loses the call.
                 An exception in it is logged and changes nothing.
             clock: seconds since the epoch, UTC.
+            busy_timeout: how long a write waits for the locks of other processes and programs.
             create: False to open a file only where it is there and has sessions.
 
         Raises:
@@ -88,7 +91,10 @@ class Lifecycle:
             raise InvalidArgumentError("clock and on_end must be callable")
         self._on_end = on_end
         self._clock = clock
+        self._busy_timeout = check_micros("busy_timeout", busy_timeout) / 1_000_000
         self._create = create
+        self._is_inherited = False  # by a fork
+        self._recall: Callable[[str], Session | None] = _recall_nothing  # Reader's, while open
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
         self._transition = asyncio.Lock()
 
@@ -101,21 +107,25 @@ class Lifecycle:
             StoreBusyError: another program holds a lock on it.
         """
         async with self._transition:
-            if self._loop is not None:
+            if self._loop is not None or self._is_inherited:
                 self._check_open()
                 return
-            database = Database(self._path, create=self._create)
+            database = Database(self._path, create=self._create, busy_timeout=self._busy_timeout)
             await database.open(micros_to_text(read_clock(self._clock)))
-            generations = Generations()
             self._database = database
-            self._reader = Reader(database, generations, self._expiry, self._cache_size)
-            self._writer = Writer(database, generations, self._reader.remember)
+            loop = asyncio.get_running_loop()
+            self._reader = Reader(
+                database, self._expiry, self._cache_size, self._clock, loop.is_running
+            )
+            self._recall = self._reader.recall
+            self._writer = Writer(database, self._reader.remember)
             self._ender = Ender(self._writer, self._expiry, self._on_end)
             self._sweeper = None
             if self._sweep_interval is not None:
                 self._sweeper = Sweeper(self._sweep, self._sweep_interval / 1_000_000)
                 self._sweeper.start()
-            self._loop = asyncio.get_running_loop()
+            self._loop = loop
+            _open_stores.add(self)
 
     async def close(self) -> None:
         """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.
@@ -127,6 +137,7 @@ class Lifecycle:
                 return
             self._check_open()
             self._loop = None
+            self._recall = _recall_nothing
             await finish(asyncio.create_task(self._shut_down(asyncio.current_task())))
 
     async def __aenter__(self) -> Self:
@@ -148,6 +159,8 @@ class Lifecycle:
         return read_clock(self._clock)
 
     def _check_open(self) -> None:
+        if self._is_inherited:
+            raise StoreClosedError("the store was opened before fork; open it in each process")
         if self._loop is None:
             raise StoreClosedError("the store is not open; use `async with` or `await open()`")
         if self._loop is not asyncio.get_running_loop():
@@ -155,9 +168,13 @@ class Lifecycle:
                 "the store was opened in another event loop; use one SessionManager a loop"
             )
 
+    async def _time_out(self, now: int) -> int:
+        await self._reader.notice_foreign_commits()
+        return await self._ender.time_out(now)
+
     async def _sweep(self) -> None:
         now = read_clock(self._clock)
-        timed_out = await self._ender.time_out(now)
+        timed_out = await self._time_out(now)
         purged = 0
         if self._retention is not None:
             purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
@@ -175,3 +192,28 @@ class Lifecycle:
                 await self._reader.close()
             finally:
                 await self._database.close()
+                _open_stores.discard(self)
+
+    def _inherit(self) -> None:
+        self._is_inherited = True
+        self._loop = None
+        self._recall = _recall_nothing
+        self._transition = asyncio.Lock()
+        self._database.inherit()
+
+
+def _recall_nothing(_: str) -> None:
+    """Stand in for the reader while the store is not open."""
+
+
+_open_stores: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Make the stores of the parent unusable in its child: SQLite's connections do not survive."""
+    for store in list(_open_stores):
+        store._inherit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

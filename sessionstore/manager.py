@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
-from sqlite3 import Connection
+from sqlite3 import Connection, sqlite_version
 from typing import Any, TypeVarTuple
 
 from . import store
@@ -33,7 +33,6 @@ from .models import (
     SessionStatus,
     micros_to_text,
     position,
-    session_at,
 )
 
 logger = logging.getLogger(__name__)
@@ -94,10 +93,12 @@ class SessionManager(Lifecycle):
 
         A session past its expires_at is shown as timed out, whether a sweep came by or not.
         """
+        return self._recall(session_id) or await self._look_up(session_id)
+
+    async def _look_up(self, session_id: str) -> Session | None:
         now = self._begin()
         checked_id = check_session_id(session_id)
-        cached = None if checked_id is None else await self._reader.get(checked_id)
-        return None if cached is None else session_at(cached.row, cached.expires_at, now)
+        return None if checked_id is None else await self._reader.get(checked_id, now)
 
     async def update_activity(self, session_id: str) -> bool:
         """Move last_activity to now, never backwards, and count an interaction.
@@ -255,8 +256,7 @@ class SessionManager(Lifecycle):
 
         Returns their number. Works in short transactions of 500, queued behind waiting callers.
         """
-        now = self._begin()
-        return await self._ender.time_out(now)
+        return await self._time_out(self._begin())
 
     async def purge_ended_sessions(self, older_than: timedelta | float) -> int:
         """Delete the sessions that ended, or timed out, at least older_than ago.
@@ -284,6 +284,7 @@ class SessionManager(Lifecycle):
             cache_misses=self._reader.misses,
             session_timeout_minutes=self.session_timeout / timedelta(minutes=1),
             database_bytes=counts.database_bytes,
+            sqlite_version=sqlite_version,
         )
 
     async def _list(

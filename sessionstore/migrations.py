@@ -36,15 +36,19 @@ def load_migrations() -> list[Migration]:
     return sorted(found)
 
 
-def migrate(connection: sqlite3.Connection, path: str, now: str, *, create: bool = True) -> None:
-    """Bring the file to today's schema, step by step. Several processes may do so at once.
+def check(connection: sqlite3.Connection, create: bool) -> None:
+    """Raise SchemaError for a file that this release must not touch.
 
-    Raises SchemaError, before anything is written, for a file that this release must not touch, and
-    without `create` for one that has no sessions at all.
+    Without `create` that is also one that has no sessions at all.
     """
-    migrations = load_migrations()
+    _missing(connection, load_migrations())
     if not create and not _tables(connection):
         raise SchemaError("the file has no sessions, and was not to get any")
+
+
+def migrate(connection: sqlite3.Connection, path: str, now: str) -> None:
+    """Bring the file to today's schema, step by step. Several processes may do so at once."""
+    migrations = load_migrations()
     while _missing(connection, migrations):
         with transaction(connection):
             missing = _missing(connection, migrations)  # another process may have been first

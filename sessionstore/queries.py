@@ -33,10 +33,18 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 
+SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
+SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the WAL restarts
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
 SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"
+
+CHECKPOINT_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
+
+# Serves the sweep: another number than at the last sweep means that another connection, a foreign
+# program's perhaps, has committed in between. SQLite's documentation of PRAGMA data_version.
+SELECT_DATA_VERSION = "PRAGMA data_version"
 
 # -- Writing ---------------------------------------------------------------------------------------
 

@@ -7,75 +7,148 @@ commit in between might be missing from it. What the cache keeps is filled after
 writer after COMMIT, and believed only while coherence says so.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
 
 from . import store
 from .cache import LRUCache
-from .coherence import Generations, slot_of
+from .coherence import Coherence, slot_of
 from .concurrency import Batcher
 from .database import Database
-from .models import Expiry, SessionRow
+from .models import Expiry, Session, SessionRow, session_at
 from .writer import Change
 
+CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
 
-class CachedRow(NamedTuple):
-    """A row with what a hit needs to know about it."""
 
-    row: SessionRow
-    expires_at: int  # microseconds since the epoch
-    slot: int
-    word: int  # of the slot, noted before the row was read or set when it was written
+# A row; its expires_at in microseconds since the epoch; until when it has certainly not timed out,
+# in seconds since the epoch; its slot; and the slot's word, noted before the row was read or set
+# when it was written. A plain tuple: a hit takes it apart, which is slower for a named one.
+CachedRow = tuple[SessionRow, int, float, int, int]
+
+
+def make_recall(
+    cache: LRUCache[CachedRow],
+    coherence: Coherence,
+    clock: Callable[[], float],
+    is_running: Callable[[], bool],
+) -> tuple[Callable[[str], Session | None], Callable[[], int]]:
+    """Return the function that serves hits, and one that counts them.
+
+    A hit may cost no more than a few lookups in a dict: hence functions over variables and not
+    methods over attributes, and no call of Python's that is not needed.
+    """
+    hits = 0
+    touch = cache.move_to_end
+
+    def recall(session_id: str) -> Session | None:
+        """Return a snapshot from memory where it is certainly true; else None: ask Reader.get."""
+        nonlocal hits
+        try:
+            _, _, true_until, slot, word = cached = cache[session_id]
+            if coherence.words[slot] == word and clock() < true_until and is_running():
+                touch(session_id)
+                hits += 1
+                session = Session()
+                session._source = cached  # it reads the first two
+                return session
+        except (KeyError, TypeError):
+            pass
+        return None
+
+    return recall, lambda: hits
 
 
 class Reader:
     """Looks sessions up, in memory where that is true and else in the file."""
 
     def __init__(
-        self, database: Database, generations: Generations, expiry: Expiry, cache_size: int
+        self,
+        database: Database,
+        expiry: Expiry,
+        cache_size: int,
+        clock: Callable[[], float],
+        is_running: Callable[[], bool],
     ) -> None:
+        """Take the clock, and what says whether the event loop of the store is running."""
         self._database = database
-        self._generations = generations
+        self._coherence = database.coherence
         self._expiry = expiry
         self._cache: LRUCache[CachedRow] = LRUCache(cache_size)
+        self.recall, self._count_recalls = make_recall(
+            self._cache, self._coherence, clock, is_running
+        )
         self._batcher: Batcher[str, CachedRow | None] = Batcher(self._load)
-        self.hits = 0
+        self._data_version: int | None = None  # at the last sweep
+        self._era = 0  # that ends when all is forgotten
+        self._hits_by_get = 0
         self.misses = 0
+
+    @property
+    def hits(self) -> int:
+        """How often the cache was right."""
+        return self._hits_by_get + self._count_recalls()
 
     def __len__(self) -> int:
         return len(self._cache)
 
-    async def get(self, session_id: str) -> CachedRow | None:
-        """Return the session's row as of now, or None. A hit does not give up control."""
+    async def get(self, session_id: str, now: int) -> Session | None:
+        """Return the snapshot of the session at now, or None where there is none."""
         cached = self._cache.get(session_id)
-        if cached is not None and self._generations.is_current(cached.slot, cached.word):
-            self.hits += 1
-            return cached
-        self.misses += 1
-        return await self._batcher.submit(session_id)
+        if cached is not None and self._coherence.is_current(*cached[3:]):
+            self._cache.move_to_end(session_id)
+            self._hits_by_get += 1
+        else:
+            self.misses += 1
+            cached = await self._batcher.submit(session_id)
+        return None if cached is None else session_at(cached[0], cached[1], now)
 
     def remember(self, change: Change, word: int) -> None:
         """Keep the live rows of a commit, and drop what ended or was erased."""
         for row in change.rows:
             if row.status == "active":
-                self._keep(row, slot_of(row.id), word)
+                self._keep(self._as_cached(row, word))
             else:
-                self._cache.discard(row.id)
+                self._cache.pop(row.id, None)
         for session_id in change.erased:
-            self._cache.discard(session_id)
+            self._cache.pop(session_id, None)
+
+    async def notice_foreign_commits(self) -> None:
+        """Empty the cache where a connection other than our writer has committed.
+
+        The words tell of commits by processes of ours; one by a foreign program is among these
+        only. Loads that are under way are not kept either.
+        """
+        version = await self._database.write(store.read_data_version)
+        if version != self._data_version:
+            self._data_version = version
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop all that is cached, and keep nothing of the loads that are under way."""
+        self._cache.clear()
+        self._era += 1
 
     async def close(self) -> None:
         """Finish the loads that were begun, and refuse new ones."""
         await self._batcher.close()
 
     async def _load(self, session_ids: list[str]) -> Sequence[CachedRow | Exception | None]:
-        words = {id_: self._generations.word(slot_of(id_)) for id_ in session_ids}
+        era = self._era
+        words = {id_: self._coherence.word(slot_of(id_)) for id_ in session_ids}
         rows = await self._database.reader.run(store.select_sessions, words.keys())
-        found = {id_: self._keep(row, slot_of(id_), words[id_]) for id_, row in rows.items()}
+        found = {id_: self._as_cached(row, words[id_]) for id_, row in rows.items()}
+        if era == self._era:
+            for cached in found.values():
+                self._keep(cached)
         return [found.get(id_) for id_ in session_ids]
 
-    def _keep(self, row: SessionRow, slot: int, word: int) -> CachedRow:
-        cached = CachedRow(row, self._expiry.expires_at(row), slot, word)
-        if self._generations.is_current(slot, word):
+    def _as_cached(self, row: SessionRow, word: int) -> CachedRow:
+        expires_at = self._expiry.expires_at(row)
+        true_until = expires_at / 1_000_000 - CLOCK_ROUNDING if row.status == "active" else math.inf
+        return row, expires_at, true_until, slot_of(row.id), word
+
+    def _keep(self, cached: CachedRow) -> None:
+        row, _, _, slot, word = cached
+        if self._coherence.is_current(slot, word):
             self._cache.put(row.id, cached)
-        return cached

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import queries
 from .arguments import dump_object
+from .jobs import Turn
 from .models import Expiry, SessionRow, SessionStatus, micros_to_text
 from .transactions import transaction
 from .writer import Change
@@ -171,7 +172,7 @@ def count_sessions(
 ) -> Counts:
     """Count the sessions by status, those that have timed out but were not swept as timed out."""
     by_status = dict.fromkeys(map(str, SessionStatus), 0)
-    with transaction(connection, queries.BEGIN_READ):
+    with transaction(connection, begin=queries.BEGIN_READ):
         by_status.update(connection.execute(queries.COUNT_SESSIONS_BY_STATUS).fetchall())
         unswept = _count(connection, queries.COUNT_SESSIONS_TIMED_OUT, cutoffs)
         today = _count(connection, queries.COUNT_SESSIONS_STARTED_SINCE, {"midnight": midnight})
@@ -179,6 +180,13 @@ def count_sessions(
     by_status["active"] -= unswept
     by_status["timeout"] += unswept
     return Counts(by_status, today, size)
+
+
+def read_data_version(connection: sqlite3.Connection, turn: Turn) -> int:
+    """Return a number that changes when another connection has committed."""
+    turn.claim()
+    version: int = connection.execute(queries.SELECT_DATA_VERSION).fetchone()[0]
+    return version
 
 
 def _status_for(reason: str) -> str:

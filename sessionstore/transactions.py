@@ -10,21 +10,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import queries
+from .jobs import Turn
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Say whether another connection's lock was in the way."""
+    return primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's code without its extension; the general one for errors of sqlite3's own."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 @contextmanager
 def transaction(
-    connection: sqlite3.Connection, begin: str = queries.BEGIN_WRITE
-) -> Iterator[sqlite3.Connection]:
-    """Commit when the block ends, and roll back when it, or the COMMIT itself, raises."""
-    connection.execute(begin)
+    connection: sqlite3.Connection,
+    turn: Turn | None = None,
+    *,
+    begin: str = queries.BEGIN_WRITE,
+) -> Iterator[None]:
+    """Commit when the block ends, and roll back when it, or the COMMIT itself, raises.
+
+    With a turn, wait for other programs' locks until it is given up, and claim it then.
+    """
+    _begin(connection, turn, begin)
     try:
-        yield connection
+        if turn is not None:
+            turn.claim()
+        yield
         connection.execute(queries.COMMIT)
     except BaseException:
         if connection.in_transaction:  # on a full disk, say, SQLite has rolled back by itself
             connection.execute(queries.ROLLBACK)
         raise
+
+
+def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> None:
+    while True:
+        try:
+            connection.execute(begin)
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or turn is None or turn.is_over:
+                raise
 
 
 def split_script(script: str) -> Iterator[str]:

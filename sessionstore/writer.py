@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVarTuple
 
 from . import queries
-from .coherence import Generations, slot_of
+from .coherence import Coherence, slot_of
 from .concurrency import Batcher
-from .database import Database, is_busy, translate
-from .errors import SessionStoreError
+from .database import Database, translate
+from .errors import SessionStoreError, StoreBusyError
+from .jobs import Turn
 from .models import SessionRow
-from .transactions import transaction
+from .transactions import is_busy, transaction
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -54,11 +55,9 @@ class Writer:
     def __init__(
         self,
         database: Database,
-        generations: Generations,
         on_commit: Callable[[Change, int], None],
     ) -> None:
         self._database = database
-        self._generations = generations
         self._on_commit = on_commit
         self._batcher = Batcher(self._commit)
 
@@ -79,7 +78,7 @@ class Writer:
         await self._batcher.close()
 
     async def _commit(self, operations: list[Operation]) -> list[Change | Exception]:
-        commits = await self._database.writer.run(_commit_batch, operations, self._generations)
+        commits = await self._database.write(_commit_batch, operations, self._database.coherence)
         for commit in commits:
             if isinstance(commit.outcome, Change):
                 self._on_commit(commit.outcome, commit.word)
@@ -87,25 +86,27 @@ class Writer:
 
 
 def _commit_batch(
-    connection: sqlite3.Connection, operations: list[Operation], generations: Generations
+    connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
 ) -> list[Commit]:
     """Commit the operations together, or where one of them fails, each by itself."""
     if len(operations) > 1:
         try:
-            return _commit_together(connection, operations, generations)
+            return _commit_together(connection, turn, operations, coherence)
+        except StoreBusyError:  # given up: each by itself would be, too
+            raise
         except sqlite3.OperationalError as error:
             if is_busy(error):  # each by itself would wait as long
                 return [Commit(translate(error)) for _ in operations]
         except Exception:  # noqa: S110  # the replay below meets it again, and tells whose it is
             pass
-    return [_commit_alone(connection, operation, generations) for operation in operations]
+    return [_commit_alone(connection, turn, operation, coherence) for operation in operations]
 
 
 def _commit_alone(
-    connection: sqlite3.Connection, operation: Operation, generations: Generations
+    connection: sqlite3.Connection, turn: Turn, operation: Operation, coherence: Coherence
 ) -> Commit:
     try:
-        return _commit_together(connection, [operation], generations)[0]
+        return _commit_together(connection, turn, [operation], coherence)[0]
     except sqlite3.Error as error:
         return Commit(translate(error))
     except Exception as error:
@@ -113,21 +114,21 @@ def _commit_alone(
 
 
 def _commit_together(
-    connection: sqlite3.Connection, operations: list[Operation], generations: Generations
+    connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
 ) -> list[Commit]:
     """Run the operations in one transaction, with the slots in flight round its COMMIT."""
     durable = any(operation.durable for operation in operations)
     connection.execute(queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL)
     slots: list[int] = []
     try:
-        with transaction(connection):
+        with transaction(connection, turn):
             outcomes = [_apply(connection, operation) for operation in operations]
             for outcome in outcomes:
                 if isinstance(outcome, Change):
                     slots += outcome.slots()
-            generations.begin(slots)
+            coherence.begin(slots)
     finally:
-        word = generations.settle(slots)
+        word = coherence.settle(slots)
     return [Commit(outcome, word) for outcome in outcomes]
 
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""A job: one function on its way to a connection's thread and back, and what watches over it.
+
+While a job is under way the event loop looks after it every few milliseconds: it lends the thread
+the GIL, and where the job still waits for a lock when its time is over, it lets the callers go. A
+job that gets its lock after that finds that its turn was given up, and does nothing. Nothing is
+known here of SQLite.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Generic, TypeVar
+
+from .errors import StoreBusyError
+
+Result = TypeVar("Result")
+
+GUARD_DELAY = 0.005  # seconds: CPython's switch interval
+GUARD_DELAY_WAITING = 0.02  # seconds, while the job waits for a lock and needs no GIL
+GUARD_HOLD = 0.001  # seconds
+
+
+class Turn:
+    """A job's turn to write: its job claims it, or its callers give it up, but never both."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience  # seconds
+        self.waiting = False  # for a lock, without need of the GIL
+        self._decided = threading.Lock()
+        self._claimed = False
+
+    def claim(self) -> None:
+        """Begin for good; raise StoreBusyError where nobody waits any more. For the job."""
+        if not self._claimed and not self._decided.acquire(blocking=False):
+            raise StoreBusyError("given up before the lock was free")
+        self._claimed = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was given up. For the job, to know when to stop trying."""
+        return self._decided.locked() and not self._claimed
+
+    def give_up(self) -> bool:
+        """Stop waiting, and return whether that was in time. For the event loop."""
+        return self._decided.acquire(blocking=False)
+
+
+class Job(Generic[Result]):
+    """One function, its outcome, and the guard.
+
+    An object of its own and not a partial: aiosqlite logs what it runs, and a partial would show
+    the arguments, which are sessions' data.
+    """
+
+    def __init__(self, function: Callable[[], Result], turn: Turn | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._function = function
+        self._turn = turn
+        self._deadline = self._loop.time() + turn.patience if turn is not None else None
+        self._done = threading.Lock()
+        self._done.acquire()
+        self.future: asyncio.Future[Result] = self._loop.create_future()
+        self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
+
+    def __call__(self) -> None:
+        """Run on the connection's thread."""
+        settle: Callable[[], None]
+        try:
+            settle = partial(self._settle, self._function(), None)
+        except BaseException as error:
+            settle = partial(self._settle, None, error)
+        with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
+            self._loop.call_soon_threadsafe(settle)
+        self._done.release()
+
+    def give_up(self) -> bool:
+        """Let the callers go, if the job has not claimed its turn; return whether it is so."""
+        if self._turn is None or not self._turn.give_up():
+            return False
+        self._guard.cancel()
+        if not self.future.done():
+            self.future.set_exception(
+                StoreBusyError("another process or program holds the database's lock; try again")
+            )
+        return True
+
+    def _settle(self, result: Result | None, error: BaseException | None) -> None:
+        self._guard.cancel()
+        if self.future.done():
+            return  # given up
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)  # type: ignore[arg-type]  # no error: there is a result
+
+    def _watch(self) -> None:
+        """Give up where time is over; else give the thread the GIL where a busy loop starves it.
+
+        Between any two steps of SQLite the thread needs the GIL. A loop that always has callbacks
+        ready lets go of it in each pass, and takes it back before the thread has woken up. Only
+        blocking on a lock really hands it over. A job that waits for another process needs it only
+        when it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
+        """
+        if self._deadline is not None and self._loop.time() > self._deadline and self.give_up():
+            return
+        if not self._done.acquire(timeout=GUARD_HOLD):
+            waiting = self._turn is not None and self._turn.waiting
+            delay = GUARD_DELAY_WAITING if waiting else GUARD_DELAY
+            self._guard = self._loop.call_later(delay, self._watch)
