@@ -3,15 +3,15 @@
 
 on_end is called after COMMIT and outside the transaction, once for each session that a change of
 this process ended, with the final snapshot. Where there is a callback, the write and the calls run
-in a task of their own: a caller that is cancelled cannot lose a call. No other module calls on_end.
+in tasks of their own: a caller that is cancelled cannot lose a call. No other module calls on_end.
 """
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from sqlite3 import Connection
-from typing import Any, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from . import store
 from .models import Expiry, Session, SessionRow, snapshot
@@ -20,6 +20,7 @@ from .writer import Change, Writer
 logger = logging.getLogger(__name__)
 
 Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 OnEnd = Callable[[Session], Awaitable[None] | None]
 
 CHUNK = 500  # sessions that one transaction of a sweep touches
@@ -38,7 +39,8 @@ class Ender:
         self._writer = writer
         self._expiry = expiry
         self._on_end = on_end
-        self._tasks: set[asyncio.Task[Change]] = set()
+        self._writing: set[asyncio.Task[Any]] = set()
+        self._telling: set[asyncio.Task[Any]] = set()
 
     async def end(
         self,
@@ -49,12 +51,13 @@ class Ender:
         """Commit an operation that ends sessions; return when on_end has returned for each."""
         if self._on_end is None:
             return await self._writer.submit(apply, *arguments, durable=durable)
-        task = asyncio.create_task(
-            self._end_and_tell(self._on_end, apply, *arguments, durable=durable)
+        writing = _start(
+            self._writing, self._write(self._on_end, apply, *arguments, durable=durable)
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        change, telling = await asyncio.shield(writing)
+        if telling is not None:
+            await asyncio.shield(telling)
+        return change
 
     async def time_out(self, now: int) -> int:
         """Time out all sessions that are due, in short transactions; return their number."""
@@ -77,8 +80,10 @@ class Ender:
                 return total
 
     async def close(self, closer: asyncio.Task[Any] | None) -> None:
-        """Wait for the callbacks that are running, but not for one that is itself the closer."""
-        waiting = self._tasks - {closer}
+        """Wait for the writes, and then for the callbacks, but not for one that is the closer."""
+        while self._writing:
+            await asyncio.wait(self._writing)
+        waiting = self._telling - {closer}
         if not waiting:
             return
         _, pending = await asyncio.wait(waiting, timeout=GRACE)
@@ -88,17 +93,22 @@ class Ender:
         if pending:
             await asyncio.wait(pending, timeout=GRACE)
 
-    async def _end_and_tell(
+    async def _write(
         self,
         on_end: OnEnd,
         apply: Callable[[Connection, *Arguments], Change],
         *arguments: *Arguments,
         durable: bool,
-    ) -> Change:
+    ) -> tuple[Change, asyncio.Task[None] | None]:
+        """Commit, and start telling before anything else can happen."""
         change = await self._writer.submit(apply, *arguments, durable=durable)
-        for row in change.rows:
+        if not change.rows:
+            return change, None
+        return change, _start(self._telling, self._tell_all(on_end, change.rows))
+
+    async def _tell_all(self, on_end: OnEnd, rows: Sequence[SessionRow]) -> None:
+        for row in rows:
             await self._tell(on_end, row)
-        return change
 
     async def _tell(self, on_end: OnEnd, row: SessionRow) -> None:
         try:
@@ -112,3 +122,13 @@ class Ender:
             logger.exception("on_end was cancelled for session %s", row.id[:8])
         except Exception:
             logger.exception("on_end failed for session %s", row.id[:8])
+
+
+def _start(
+    tasks: set[asyncio.Task[Any]], coroutine: Coroutine[Any, Any, Result]
+) -> asyncio.Task[Result]:
+    """Start a task that is in the set until it is done, since the event loop itself keeps none."""
+    task = asyncio.create_task(coroutine)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task

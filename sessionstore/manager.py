@@ -44,14 +44,13 @@ NO_LIMIT = -1
 
 
 class SessionManager(Lifecycle):
-    """Keep the sessions of an application in one SQLite file.
+    """Keep the sessions of an application in one SQLite file, for all its tasks and processes.
 
     Use it as `async with SessionManager("sessions.db") as sessions:`. All methods may be called by
     many tasks of one event loop at once. Cancelling a call cancels no other one; whether its own
     write still happens is then open. What creates, updates, ends, deletes or purges sessions
     survives a power cut from the moment that the call returns; activity and timeouts survive a
-    crash of the process then, and a power cut from the next such call on. The settings are those of
-    Lifecycle.__init__.
+    crash of the process then, and a power cut from the next such call on. Settings: see Lifecycle.
     """
 
     @property

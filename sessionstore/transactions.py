@@ -50,10 +50,13 @@ def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> Non
     while True:
         try:
             connection.execute(begin)
-            return
+            break
         except sqlite3.OperationalError as error:
             if not is_busy(error) or turn is None or turn.is_over:
                 raise
+            turn.waiting = True
+    if turn is not None:
+        turn.waiting = False
 
 
 def split_script(script: str) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The generations, and what rests on them: a cache that no commit can overtake."""
+"""The words of the generations, and what rests on them: a cache that no commit can overtake."""
 
 import asyncio
 import sqlite3
@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 
 from sessionstore import SessionManager, store
-from sessionstore.coherence import SLOTS, Generations, slot_of
+from sessionstore.coherence import SLOTS, Coherence, slot_of
 
 from .conftest import FakeClock
 
 
 def test_a_word_is_current_until_its_slot_is_written() -> None:
     """A noted word stops being current at the mark before COMMIT, and stays so for ever."""
-    generations = Generations()
-    noted = generations.word(7)
-    assert generations.is_current(7, noted)
-    generations.begin([7])
-    in_flight = generations.word(7)
-    assert not generations.is_current(7, noted)
-    assert not generations.is_current(7, in_flight)
-    settled = generations.settle([7])
-    assert generations.is_current(7, settled)
-    assert not generations.is_current(7, noted)
-    assert generations.is_current(8, generations.word(8))
+    coherence = Coherence(None)
+    noted = coherence.word(7)
+    assert coherence.is_current(7, noted)
+    coherence.begin([7])
+    in_flight = coherence.word(7)
+    assert not coherence.is_current(7, noted)
+    assert not coherence.is_current(7, in_flight)
+    settled = coherence.settle([7])
+    assert coherence.is_current(7, settled)
+    assert not coherence.is_current(7, noted)
+    assert coherence.is_current(8, coherence.word(8))
 
 
 def test_the_slot_of_a_session_is_stable() -> None:
@@ -51,7 +51,7 @@ async def test_a_load_that_a_commit_overtakes_is_not_kept(
 
     async with SessionManager(database, clock=clock, cache_size=10) as sessions:
         id_ = await sessions.create_session("lina")
-        sessions._reader._cache.discard(id_)
+        sessions._reader._cache.pop(id_)
         monkeypatch.setattr(store, "select_sessions", slow_select)
         loading = asyncio.create_task(sessions.get_session(id_))
         await asyncio.to_thread(selected.wait, 10)

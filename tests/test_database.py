@@ -15,7 +15,7 @@ from sessionstore import (
     StorageError,
     StoreBusyError,
     StoreClosedError,
-    database,
+    jobs,
 )
 from sessionstore.database import Database, translate
 
@@ -33,7 +33,7 @@ async def test_a_job_runs_whole_on_the_connections_thread(tmp_path: Path) -> Non
         (found,) = connection.execute("SELECT ?", [number]).fetchone()
         return found, threading.current_thread().name
 
-    number, thread = await opened.writer.run(job, 7)
+    number, thread = await opened._writer.run(job, 7)
     assert number == 7
     assert thread != threading.current_thread().name
     await opened.close()
@@ -59,7 +59,7 @@ async def test_a_list_does_not_wait_behind_a_write(tmp_path: Path) -> None:
         release.wait(10)
         connection.execute("COMMIT")
 
-    writing = asyncio.create_task(opened.writer.run(hold))
+    writing = asyncio.create_task(opened._writer.run(hold))
     await asyncio.sleep(0)
     found = await opened.reader.run(lambda c: c.execute("SELECT count(*) FROM sessions").fetchone())
     assert found == (0,)
@@ -80,13 +80,13 @@ async def test_a_cancelled_job_is_waited_for(tmp_path: Path) -> None:
         time.sleep(0.05)
         finished.set()
 
-    running = asyncio.create_task(opened.writer.run(slow))
+    running = asyncio.create_task(opened._writer.run(slow))
     await asyncio.to_thread(started.wait, 10)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert finished.is_set()
-    assert await opened.writer.run(lambda _: 1) == 1
+    assert await opened._writer.run(lambda _: 1) == 1
     await opened.close()
 
 
@@ -95,7 +95,7 @@ async def test_after_close_jobs_are_refused(tmp_path: Path) -> None:
     opened = Database(str(tmp_path / "a.db"))
     await opened.open(NOW)
     await opened.close()
-    for connection in (opened.reader, opened.writer):
+    for connection in (opened.reader, opened._writer):
         with pytest.raises(StoreClosedError):
             await connection.run(lambda _: 1)
 
@@ -110,11 +110,11 @@ def test_a_job_outlives_its_event_loop(tmp_path: Path) -> None:
     def slow(_: sqlite3.Connection) -> None:
         release.wait(10)
 
-    running = loop.create_task(opened.writer.run(slow))
+    running = loop.create_task(opened._writer.run(slow))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     release.set()
-    opened.writer._tx.put_nowait((None, ended.set))
+    opened._writer._tx.put_nowait((None, ended.set))
     assert ended.wait(10)
     del running
     asyncio.run(opened.close())
@@ -199,23 +199,23 @@ async def test_the_guard_blocks_the_loop_shortly_until_a_slow_job_is_done(
 ) -> None:
     """It comes every few milliseconds while a job is under way, and never for a quick one."""
     held: list[float] = []
-    lend_gil = database._Job._lend_gil
+    watch = jobs.Job._watch
 
-    def timed(job: database._Job[object]) -> None:
+    def timed(job: jobs.Job[object]) -> None:
         started = time.perf_counter()
-        lend_gil(job)
+        watch(job)
         held.append(time.perf_counter() - started)
 
-    monkeypatch.setattr(database._Job, "_lend_gil", timed)
+    monkeypatch.setattr(jobs.Job, "_watch", timed)
     opened = Database(str(tmp_path / "a.db"))
     await opened.open(NOW)
     held.clear()
-    await opened.writer.run(lambda _: time.sleep(0.1))
+    await opened._writer.run(lambda _: time.sleep(0.1))
     assert 3 <= len(held) <= 20
-    assert min(held) >= database.GUARD_HOLD / 2
+    assert min(held) >= jobs.GUARD_HOLD / 2
     held.clear()
-    monkeypatch.setattr(database, "GUARD_DELAY", 0.2)
-    await opened.writer.run(lambda _: None)
+    monkeypatch.setattr(jobs, "GUARD_DELAY", 0.2)
+    await opened._writer.run(lambda _: None)
     await asyncio.sleep(0.3)
     assert held == []
     await opened.close()

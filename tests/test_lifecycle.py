@@ -97,7 +97,7 @@ async def test_nothing_is_left_after_close(
             await asyncio.gather(*(sessions.update_activity(id_) for id_ in ids))
             await asyncio.gather(*(sessions.get_session(id_) for id_ in ids))
         assert nothing_left(threads, files)
-    assert sorted(os.listdir()) == ([] if path == ":memory:" else ["a.db"])
+    assert sorted(os.listdir()) == ([] if path == ":memory:" else ["a.db", "a.db-lock"])
 
 
 async def test_open_and_close_are_safe_to_repeat(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_ctrl_c_closes_the_store(tmp_path: Path) -> None:
         """
     done = run_script(script, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(os.listdir(tmp_path)) == ["a.db"]
+    assert sorted(os.listdir(tmp_path)) == ["a.db", "a.db-lock"]
 
     async def count() -> int:
         async with SessionManager(tmp_path / "a.db", sweep_interval=None) as sessions:
@@ -379,4 +379,4 @@ async def test_without_create_only_a_file_with_sessions_is_opened(tmp_path: Path
     async with SessionManager(ours, create=False) as sessions:
         assert await sessions.get_session(id_) is not None
     assert foreign.read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["foreign", "ours"]
+    assert sorted(os.listdir(tmp_path)) == ["foreign", "ours", "ours-lock"]

@@ -355,6 +355,7 @@ async def test_stats_count(database: Path, clock: FakeClock) -> None:
             "cache_misses": 1,
             "session_timeout_minutes": 30,
             "database_bytes": stats["database_bytes"],
+            "sqlite_version": sqlite3.sqlite_version,
         }
         with closing(sqlite3.connect(database)) as shell:
             (pages,) = shell.execute("PRAGMA page_count").fetchone()

@@ -105,8 +105,9 @@ def contents(path: Path) -> bytes:
 
 
 def beside(path: Path) -> list[str]:
-    """Return what stands beside a database: its journals, and copies of it."""
-    return sorted(other.name for other in path.parent.iterdir() if other != path)
+    """Return what stands beside a database, its journals and copies of it, but for the sidecar."""
+    expected = {path, path.with_name(f"{path.name}-lock")}
+    return sorted(other.name for other in path.parent.iterdir() if other not in expected)
 
 
 def journal_mode(path: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sessionstore import InvalidArgumentError, Session, queries, store
+from sessionstore import InvalidArgumentError, queries, store
 from sessionstore.migrations import migrate
 from sessionstore.models import (
     EARLIEST,
@@ -24,6 +24,7 @@ from sessionstore.models import (
     micros_to_text,
     read_clock,
     session_at,
+    snapshot,
 )
 
 MOMENTS = st.integers(EARLIEST, LATEST)
@@ -96,20 +97,20 @@ def test_sql_and_python_agree_when_a_session_has_timed_out(
     in_python = expiry.session(session, now)
     assert in_python.is_active == bool(live) == (not timed_out)
     if timed_out:
-        swept = Session(timed_out[0], expiry.expires_at(session))
+        swept = snapshot(timed_out[0], expiry.expires_at(session))
         assert swept == in_python
         assert swept.ended_at == swept.expires_at
 
 
 def test_snapshots_with_equal_fields_are_equal() -> None:
     """Equality goes by the fields, the decoded dicts among them, and hashes agree with it."""
-    one = Session(row(data='{"a":1,"b":2}'), NOW)
-    same = Session(row(data='{"b": 2, "a": 1}'), NOW)
+    one = snapshot(row(data='{"a":1,"b":2}'), NOW)
+    same = snapshot(row(data='{"b": 2, "a": 1}'), NOW)
     assert one == same
     assert hash(one) == hash(same)
-    assert one != Session(row(data='{"a":1}'), NOW)
-    assert one != Session(row(data='{"a":1,"b":2}'), NOW + 1)
-    assert one != Session(row(data='{"a":1,"b":2}', interaction_count=1), NOW)
+    assert one != snapshot(row(data='{"a":1}'), NOW)
+    assert one != snapshot(row(data='{"a":1,"b":2}'), NOW + 1)
+    assert one != snapshot(row(data='{"a":1,"b":2}', interaction_count=1), NOW)
     assert one != "one"
     same.data["a"] = 2
     assert one != same
@@ -117,7 +118,7 @@ def test_snapshots_with_equal_fields_are_equal() -> None:
 
 def test_snapshots_are_immutable_and_can_be_copied() -> None:
     """No field can be set; copies, also by pickle, are equal."""
-    session = Session(row(data='{"a":[1]}'), NOW)
+    session = snapshot(row(data='{"a":[1]}'), NOW)
     for name in ("status", "data", "anything"):
         with pytest.raises(AttributeError):
             setattr(session, name, "ended")
@@ -126,14 +127,14 @@ def test_snapshots_are_immutable_and_can_be_copied() -> None:
 
 def test_repr_shows_no_data_and_no_whole_id() -> None:
     """What may end up in a log names a session by eight characters and shows nothing of it."""
-    session = Session(row(id="0123456789abcdef", data='{"secret":1}', child_id="lina"), NOW)
+    session = snapshot(row(id="0123456789abcdef", data='{"secret":1}', child_id="lina"), NOW)
     assert repr(session) == "<Session 01234567 active interactions=0>"
 
 
 def test_duration_is_never_negative() -> None:
     """A session that a clock set back ended before it started lasted no time."""
     ended = row(status="ended", ended_at=micros_to_text(NOW - 10))
-    assert Session(ended, NOW).duration == timedelta(0)
+    assert snapshot(ended, NOW).duration == timedelta(0)
 
 
 def test_expires_at_stays_within_the_years_of_datetime() -> None:
@@ -145,7 +146,7 @@ def test_expires_at_stays_within_the_years_of_datetime() -> None:
 def test_a_foreign_end_reason_that_is_no_text_is_none() -> None:
     """end_reason is a str or None, whatever another program wrote into metadata."""
     ended = row(status="ended", ended_at=micros_to_text(NOW), metadata='{"end_reason":[1]}')
-    assert Session(ended, NOW).end_reason is None
+    assert snapshot(ended, NOW).end_reason is None
 
 
 def test_json_is_decoded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from sessionstore import Session, SessionManager, SessionStats, SessionStatus, S
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
 
 
 class Block(NamedTuple):
@@ -271,7 +272,10 @@ def _as_written(default: object) -> str:
     if default is time.time:
         return "`time.time`"
     if isinstance(default, timedelta):
-        return f"`timedelta(minutes={default // MINUTE})`"
+        minutes, seconds = divmod(default, MINUTE)
+        if seconds:
+            return f"`timedelta(seconds={seconds // SECOND})`"
+        return f"`timedelta(minutes={minutes})`"
     return f"`{default:_}`" if type(default) is int else f"`{default}`"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sessionstore import SessionManager, StorageError, StoreBusyError, database, store
+from sessionstore import SessionManager, StorageError, StoreBusyError, store
 from sessionstore.migrations import migrate
 from sessionstore.writer import Change
 
@@ -26,7 +26,7 @@ async def trace(sessions: SessionManager) -> list[str]:
         if statement.startswith(CONTROL):
             seen.append(statement)
 
-    await sessions._database.writer.run(lambda connection: connection.set_trace_callback(keep))
+    await sessions._database._writer.run(lambda connection: connection.set_trace_callback(keep))
     return seen
 
 
@@ -172,13 +172,12 @@ async def test_a_rollback_by_sqlite_itself_is_noticed(database: Path, clock: Fak
 
 
 async def test_a_locked_file_fails_the_batch_after_one_wait(
-    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    database: Path, clock: FakeClock
 ) -> None:
     """While another program holds the lock, reads go on and writers hear StoreBusyError."""
-    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.2)
-    async with SessionManager(tmp_path / "sessions.db", clock=clock, cache_size=0) as sessions:
+    async with SessionManager(database, clock=clock, cache_size=0, busy_timeout=0.2) as sessions:
         id_ = await sessions.create_session("lina")
-        shell = sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)
+        shell = sqlite3.connect(database, isolation_level=None)
         shell.execute("BEGIN IMMEDIATE")
         started = asyncio.get_running_loop().time()
         results = await asyncio.gather(
