@@ -61,6 +61,7 @@ except ImportError:  # Windows: one process at a time may have the file open
 SLOTS = 65_536
 _SIZE = 8 * (SLOTS + 1)
 _REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
+_NO_WORDS = memoryview(bytes(_SIZE)).cast("Q")  # of a file that is not open
 
 
 def slot_of(session_id: str) -> int:
@@ -75,7 +76,7 @@ class Coherence:
         """Take the resolved path of the database, or None for one in memory."""
         self._path = None if database is None else f"{database}-lock"
         self._descriptor = -1
-        self.words = _no_words()
+        self.words = _words_in_memory() if database is None else _NO_WORDS
 
     @property
     def is_open(self) -> bool:
@@ -130,7 +131,7 @@ class Coherence:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        self.words = _no_words()  # the mapping has a descriptor of its own, and goes with its words
+        self.words = _NO_WORDS  # the mapping has a descriptor of its own, and goes with its words
 
     def _lock(self, path: str, turn: Turn) -> None:
         """Lock the file that is at the path now, and map it if it is another one than before."""
@@ -157,6 +158,7 @@ class Coherence:
             os.close(descriptor)
             raise StoreBusyError("another process has the database open; one at a time") from error
         self._descriptor = descriptor
+        self.words = _words_in_memory()
 
 
 def _is_at(path: str, descriptor: int) -> bool:
@@ -166,7 +168,7 @@ def _is_at(path: str, descriptor: int) -> bool:
         return False
 
 
-def _no_words() -> memoryview:
+def _words_in_memory() -> memoryview:
     return memoryview(bytearray(_SIZE)).cast("Q")
 
 
@@ -184,9 +186,9 @@ def _map(descriptor: int) -> memoryview:
 
     The revision is set to the time in any case: after a power cut it may be older than some words.
     """
-    os.posix_fallocate(
-        descriptor, 0, _SIZE
-    )  # a store into a hole of the file kills, on a full disk
+    size = os.fstat(descriptor).st_size
+    while size < _SIZE:  # written, and not truncated: on a full disk a store into a hole kills
+        size += os.pwrite(descriptor, bytes(_SIZE - size), size)
     words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
     now = time.time_ns() // 1_000
     if not 0 < words[_REVISION] < 2**62:  # new, cut off before its last word was there, or garbage
