@@ -3,8 +3,8 @@
 
 The model below keeps what each session should be and knows one rule of time. Hypothesis drives both
 through the same calls, with a clock that jumps both ways, caches of every size, sweeps, several
-calls at once, and a manager that is closed and opened again; after each step, what a caller can see
-must be equal.
+calls at once, two managers on one file, and managers that are closed and opened again; after each
+step, what a caller of either can see must be equal.
 """
 
 import asyncio
@@ -156,17 +156,21 @@ class ManagerMachine(RuleBasedStateMachine):
         self.model = Model(lifetime)
         self.told: list[Session] = []
         self.expected_told: list[str] = []
-        self.memory = memory
-        self.manager = SessionManager(
-            ":memory:" if memory else self.folder / "sessions.db",
-            clock=self.clock,
-            timeout=TIMEOUT,
-            max_lifetime=lifetime,
-            cache_size=cache_size,
-            sweep_interval=None,
-            on_end=self.told.append,
-        )
-        self.run(self.manager.open())
+        self.managers = [
+            SessionManager(
+                ":memory:" if memory else self.folder / "sessions.db",
+                clock=self.clock,
+                timeout=TIMEOUT,
+                max_lifetime=lifetime,
+                cache_size=cache_size,
+                sweep_interval=None,
+                on_end=self.told.append,
+            )
+            for _ in range(1 if memory else 2)
+        ]
+        for manager in self.managers:
+            self.run(manager.open())
+        self.manager = self.managers[0]
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a call to its end."""
@@ -297,7 +301,13 @@ class ManagerMachine(RuleBasedStateMachine):
         """Correct the clock backwards."""
         self.clock.turn(-seconds)
 
-    @precondition(lambda self: not self.memory)
+    @precondition(lambda self: len(self.managers) == 2)
+    @rule()
+    def act_through_the_other(self) -> None:
+        """Let the other manager on the file make the calls."""
+        self.manager = self.managers[self.manager is self.managers[0]]
+
+    @precondition(lambda self: len(self.managers) == 2)
     @rule()
     def reopen(self) -> None:
         """Close and open again: what is in the file is all there is."""
@@ -343,18 +353,21 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_session_is_as_modelled(self) -> None:
-        """Read every session, all at once and then one by one through the cache."""
+        """Read every session by each manager, all at once and then one by one from the cache."""
 
         async def get_all() -> list[Session | None]:
-            return await asyncio.gather(*(self.manager.get_session(id_) for id_ in ids))
+            getting = [m.get_session(id_) for m in self.managers for id_ in ids]
+            return await asyncio.gather(*getting)
 
         if not hasattr(self, "manager"):
             return
         expected = self.model.seen(self.clock.now)
         ids = [session.id for session in expected]
         together = self.run(get_all())
-        one_by_one = [self.run(self.manager.get_session(id_)) for id_ in ids]
+        one_by_one = [self.run(m.get_session(id_)) for m in self.managers for id_ in ids]
         assert together == one_by_one
+        together = together[: len(ids)]
+        assert together * len(self.managers) == one_by_one
         self._compare([session for session in together if session], expected)
         for session, modelled in zip(together, expected, strict=True):
             assert session is not None
@@ -385,7 +398,8 @@ class ManagerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close what was opened."""
         if hasattr(self, "manager"):
-            self.run(self.manager.close())
+            for manager in self.managers:
+                self.run(manager.close())
             self.runner.close()
             shutil.rmtree(self.folder)
 
