@@ -95,7 +95,7 @@ class Connection(aiosqlite.Connection):
         self._tx.put_nowait((None, job))
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
         try:
-            await finish(job.future, job.give_up)
+            await finish(job.future)
             self._thread.join()  # it has nothing left to do but return
         except StoreBusyError:
             logger.warning("another process keeps the lock: the database is closed when it is free")
@@ -147,14 +147,13 @@ class Database:
         """
         if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
             raise StorageError(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
-        if self._path in _inherited:
+        if self._path in _inherited_files:
             raise StoreClosedError("the file was open when the process was forked; open it after")
         _log_version()
         self._writer = self.reader = await self._connect()
         try:
-            await self._writer.run(
-                migrations.check, self._create
-            )  # what is refused gets no sidecar
+            # Before the lock file is made: a file that is refused gets nothing beside it.
+            await self._writer.run(migrations.check, self._create)
             await self.write(_prepare, self._path, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()
@@ -173,7 +172,9 @@ class Database:
 
     def inherit(self) -> None:
         """Let go, in a child process, of what belongs to its parent."""
-        _inherited[self._path] = (self._writer._connection, self.reader._connection)
+        _inherited_connections.extend((self._writer._connection, self.reader._connection))
+        if self._path != ":memory:":
+            _inherited_files.add(self._path)
         self._writer._connection = self.reader._connection = None
         self.coherence.close()
 
@@ -213,7 +214,11 @@ class Database:
             return
         if size <= self._wal_limit:
             return
-        (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
+        busy = True
+        try:
+            (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
+        except sqlite3.Error:  # the job's own commit has succeeded, and its callers must hear that
+            logger.exception("the WAL could not be emptied; the next try comes when it has grown")
         self._wal_limit = size + WAL_LIMIT if busy else WAL_LIMIT
 
     async def _connect(self) -> Connection:
@@ -223,9 +228,10 @@ class Database:
         return connection
 
 
-# Connections of a parent, by file. They must not be closed in the child, nor may it open the file
-# again: SQLite's notes in memory say that this process holds locks, which only the parent holds.
-_inherited: dict[str, object] = {}
+# Of the parent process. Its connections must not be closed in the child, nor may the child open the
+# files again: SQLite's notes in memory say that this process holds locks, which the parent holds.
+_inherited_connections: list[sqlite3.Connection | None] = []
+_inherited_files: set[str] = set()
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
