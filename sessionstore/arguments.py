@@ -43,7 +43,7 @@ def check_session_id(value: object) -> str | None:
     text = str.__str__(value)
     if not 1 <= len(text) <= MAX_ID_LENGTH:
         return None
-    return text if text.isascii() or text.isprintable() else None  # no lone surrogates
+    return text if text.isprintable() else None  # no NUL, and no lone surrogate
 
 
 def check_micros(name: str, value: object, *, minimum: int = 1) -> int:

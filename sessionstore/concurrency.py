@@ -2,18 +2,23 @@
 """Waiting that cancellation cannot tear apart, and many calls made into few.
 
 Nothing here knows of databases. What is accepted is finished: cancelling a caller cancels no other
-caller, and a batch that has begun is always waited for. No task lives while there is nothing to do.
+caller, and a batch that has begun is finished by callbacks, not by a task that somebody could
+cancel. While there is nothing to do nothing is scheduled.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from .errors import StoreClosedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# A batch that has begun: its future, and what makes the results, or exceptions, of its outcome.
+Begun = tuple["asyncio.Future[Any]", Callable[[Any], Sequence[Result | Exception]]]
 
 
 async def finish(
@@ -39,22 +44,23 @@ async def finish(
 class Batcher(Generic[Item, Result]):
     """Gather the items of concurrent callers and run each gathering as one batch, in order.
 
-    There is no timer: a batch takes what has gathered while the one before it ran. `run` gets the
-    items and returns a result, or an exception, for each.
+    There is no timer: a batch takes what has gathered while the one before it ran. `begin` gets the
+    items and returns at once.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
+        begin: Callable[[list[Item]], Begun[Result]],
         *,
         batch_limit: int = 500,
         queue_limit: int = 10_000,
     ) -> None:
-        self._run = run
+        self._begin = begin
         self._batch_limit = batch_limit
         self._room = asyncio.Semaphore(queue_limit)
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._is_busy = False
+        self._idle: asyncio.Future[None] | None = None  # what close() waits for
         self._closed = False
 
     async def submit(self, item: Item) -> Result:
@@ -63,29 +69,38 @@ class Batcher(Generic[Item, Result]):
         if self._closed:
             self._room.release()
             raise StoreClosedError("the store was closed while this call waited for its turn")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
         self._queue.append((item, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._drain())
+        if not self._is_busy:
+            self._is_busy = True
+            loop.call_soon(self._next)
         return await future
 
     async def close(self) -> None:
         """Refuse new items, and return when all that were accepted have their results."""
         self._closed = True
-        if self._task is not None:
-            await finish(self._task)
+        if self._is_busy:
+            if self._idle is None:
+                self._idle = asyncio.get_running_loop().create_future()
+            await finish(self._idle)
 
-    async def _drain(self) -> None:
-        try:
-            while self._queue:
-                await self._run_batch(self._take())
-        except BaseException:
-            # Only the event loop's own shutdown comes here; no caller may be left waiting.
-            while self._queue:
-                _resolve(self._take(), StoreClosedError("the event loop is shutting down"))
-            raise
-        finally:
-            self._task = None
+    def _next(self) -> None:
+        """Begin the next batch, or come to rest."""
+        while self._queue:
+            batch = self._take()
+            if not batch:
+                continue
+            try:
+                running, conclude = self._begin([item for item, _ in batch])
+            except Exception as error:
+                _resolve(batch, [error] * len(batch))
+                continue
+            running.add_done_callback(partial(self._finish, batch, conclude))
+            return
+        self._is_busy = False
+        if self._idle is not None:
+            self._idle.set_result(None)
 
     def _take(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
         """Take the next batch off the queue, without the items whose callers have given up."""
@@ -94,25 +109,23 @@ class Batcher(Generic[Item, Result]):
             self._room.release()
         return [(item, future) for item, future in taken if not future.done()]
 
-    async def _run_batch(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
-        if not batch:
-            return
+    def _finish(
+        self,
+        batch: list[tuple[Item, "asyncio.Future[Result]"]],
+        conclude: Callable[[Any], Sequence[Result | Exception]],
+        running: "asyncio.Future[Any]",
+    ) -> None:
         try:
-            results = await self._run([item for item, _ in batch])
+            _resolve(batch, conclude(running.result()))
         except Exception as error:
-            _resolve(batch, error)
-        except BaseException:
-            _resolve(batch, StoreClosedError("the event loop is shutting down"))
-            raise
-        else:
-            for pair, result in zip(batch, results, strict=True):
-                _resolve([pair], result)
+            _resolve(batch, [error] * len(batch))
+        self._next()
 
 
 def _resolve(
-    batch: list[tuple[Item, "asyncio.Future[Result]"]], outcome: Result | Exception
+    batch: list[tuple[Item, "asyncio.Future[Result]"]], outcomes: Sequence[Result | Exception]
 ) -> None:
-    for _, future in batch:
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
         if future.done():
             continue
         if isinstance(outcome, Exception):

@@ -11,10 +11,9 @@ apart by their codes.
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
@@ -24,6 +23,7 @@ from .coherence import Coherence
 from .concurrency import finish
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .jobs import Job, Turn
+from .preparation import check_version, connect, prepare_reader, prepare_writer
 from .transactions import is_busy, primary_code
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ Result = TypeVar("Result")
 
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for another process's lock
 WAL_LIMIT = 16_777_216  # bytes; queries.SET_JOURNAL_SIZE_LIMIT has it, too
-MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
 
 
 def translate(error: sqlite3.Error) -> SessionStoreError:
@@ -62,16 +61,26 @@ _ADVICE = {
 class Connection(aiosqlite.Connection):
     """A connection of aiosqlite that runs jobs. It uses internals of 0.22, hence the pin."""
 
+    _last: Job[Any] | None = None  # the job that was queued last
+
     async def run(
         self,
         function: Callable[[sqlite3.Connection, *Arguments], Result],
         *arguments: *Arguments,
-        turn: Turn | None = None,
     ) -> Result:
         """Run the function whole on the connection's thread and return its result."""
+        return await finish(self.begin(function, *arguments).future)
+
+    def begin(
+        self,
+        function: Callable[[sqlite3.Connection, *Arguments], Result],
+        *arguments: *Arguments,
+        turn: Turn | None = None,
+    ) -> Job[Result]:
+        """Queue the function for the connection's thread and return its job."""
         if not self._running or self._connection is None:
             raise StoreClosedError("the store is closed")
-        return await self._hop(partial(function, self._connection, *arguments), turn)
+        return self._queue(partial(function, self._connection, *arguments), turn)
 
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
@@ -79,7 +88,7 @@ class Connection(aiosqlite.Connection):
         self._thread.daemon = True
         self._thread.start()
         try:
-            await self._hop(self._connect_here)
+            await finish(self._queue(self._connect_here).future)
         except BaseException:
             await self.close()
             raise
@@ -91,8 +100,7 @@ class Connection(aiosqlite.Connection):
         """
         self._running = False
         turn = Turn(CLOSE_PATIENCE)
-        job = Job(partial(self._close_here, coherence, turn), turn)
-        self._tx.put_nowait((None, job))
+        job = self._queue(partial(self._close_here, coherence, turn), turn)
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
         try:
             await finish(job.future)
@@ -115,15 +123,20 @@ class Connection(aiosqlite.Connection):
             if coherence is not None:
                 coherence.close()
 
-    async def _hop(self, function: Callable[[], Result], turn: Turn | None = None) -> Result:
-        job = Job(function, turn)
+    def _queue(self, function: Callable[[], Result], turn: Turn | None = None) -> Job[Result]:
+        job = Job(partial(_translating, function), turn, before=self._last)
+        self._last = job
         self._tx.put_nowait((None, job))
-        try:
-            return await finish(job.future, job.give_up)
-        except sqlite3.Error as error:
-            raise translate(error) from error
-        except OSError as error:
-            raise StorageError(f"the folder or disk refused: {error.strerror}") from error
+        return job
+
+
+def _translating(function: Callable[[], Result]) -> Result:
+    try:
+        return function()
+    except sqlite3.Error as error:
+        raise translate(error) from error
+    except OSError as error:
+        raise StorageError(f"the folder or disk refused: {error.strerror}") from error
 
 
 class Database:
@@ -145,19 +158,17 @@ class Database:
 
         A ":memory:" database has one connection for both: another would have a database of its own.
         """
-        if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
-            raise StorageError(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
         if self._path in _inherited_files:
             raise StoreClosedError("the file was open when the process was forked; open it after")
-        _log_version()
+        check_version()
         self._writer = self.reader = await self._connect()
         try:
             # Before the lock file is made: a file that is refused gets nothing beside it.
             await self._writer.run(migrations.check, self._create)
-            await self.write(_prepare, self._path, now)
+            await self.write(prepare_writer, self._path, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()
-                await self.reader.run(_forbid_writes)
+                await self.reader.run(prepare_reader)
         except BaseException:
             await self.close()
             raise
@@ -188,8 +199,17 @@ class Database:
         The job claims its turn before it changes anything, best when it has SQLite's lock, too.
         Raises StoreBusyError, with nothing written, where that takes longer than the timeout.
         """
+        begun = self.begin_write(job, *arguments)
+        return await finish(begun.future, begun.give_up)
+
+    def begin_write(
+        self,
+        job: Callable[[sqlite3.Connection, Turn, *Arguments], Result],
+        *arguments: *Arguments,
+    ) -> Job[Result]:
+        """Queue what `write` runs, and return at once."""
         turn = Turn(self._busy_timeout)
-        return await self._writer.run(self._exclusively, turn, job, *arguments, turn=turn)
+        return self._writer.begin(self._exclusively, turn, job, *arguments, turn=turn)
 
     def _exclusively(
         self,
@@ -222,7 +242,7 @@ class Database:
         self._wal_limit = size + WAL_LIMIT if busy else WAL_LIMIT
 
     async def _connect(self) -> Connection:
-        connector = partial(_connect_sqlite, self._path, self._create, self._busy_timeout)
+        connector = partial(connect, self._path, self._create, self._busy_timeout)
         connection = Connection(connector, iter_chunk_size=64)
         await connection.start()
         return connection
@@ -232,56 +252,3 @@ class Database:
 # files again: SQLite's notes in memory say that this process holds locks, which the parent holds.
 _inherited_connections: list[sqlite3.Connection | None] = []
 _inherited_files: set[str] = set()
-
-
-def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
-    """Say whether commits can be lost when two connections write and checkpoint at one moment.
-
-    See sqlite.org/wal.html: fixed in 3.51.3, and in 3.50.7 and 3.44.6.
-    """
-    fixed = {(3, 44): 6, (3, 50): 7}
-    patch = fixed.get(version[:2])
-    return version < (3, 51, 3) if patch is None else version[2] < patch
-
-
-def _log_version() -> None:
-    if has_wal_reset_bug(sqlite3.sqlite_version_info):
-        logger.info(
-            "SQLite %s has the WAL-reset bug; the lock file beside the database keeps clear of it",
-            sqlite3.sqlite_version,
-        )
-
-
-def _connect_sqlite(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
-    if not create and not os.path.exists(path):
-        raise StorageError("there is no such file, and it was not to be made")
-    if path != ":memory:":
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
-
-
-def _prepare(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:
-    turn.claim()
-    migrations.migrate(connection, path, now)
-    # After the migration: setting WAL changes the file, and one that is refused stays as it was.
-    if _set_wal(connection, turn) not in ("wal", "memory"):
-        raise StorageError("the file system does not support SQLite's WAL; use a local disk")
-    connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
-    connection.execute(queries.SET_BUSY_TIMEOUT)
-
-
-def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:
-    """Set WAL and return the journal mode. SQLite itself does not wait here for others' locks."""
-    give_up = time.monotonic() + turn.patience
-    while True:
-        try:
-            journal_mode: str = connection.execute(queries.SET_JOURNAL_WAL).fetchone()[0]
-            return journal_mode
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() > give_up:
-                raise
-        time.sleep(0.005)
-
-
-def _forbid_writes(connection: sqlite3.Connection) -> None:
-    connection.execute(queries.SET_QUERY_ONLY)

@@ -10,10 +10,12 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from sqlite3 import Connection
 from typing import Any, TypeVar, TypeVarTuple
 
 from . import store
+from .errors import StoreClosedError
 from .models import Expiry, Session, SessionRow, snapshot
 from .writer import Change, Writer
 
@@ -26,45 +28,45 @@ OnEnd = Callable[[Session], Awaitable[None] | None]
 CHUNK = 500  # sessions that one transaction of a sweep touches
 GRACE = 5.0  # seconds that close() waits for callbacks that are still running
 
+# The task that is calling on_end, for whatever the callback calls or starts.
+_telling_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("telling_task", default=None)
+
 
 class Ender:
     """Ends sessions, and tells on_end."""
 
-    def __init__(
-        self,
-        writer: Writer,
-        expiry: Expiry,
-        on_end: OnEnd | None,
-    ) -> None:
+    def __init__(self, writer: Writer, expiry: Expiry, on_end: OnEnd | None) -> None:
         self._writer = writer
         self._expiry = expiry
         self._on_end = on_end
         self._writing: set[asyncio.Task[Any]] = set()
         self._telling: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def end(
         self,
         apply: Callable[[Connection, *Arguments], Change],
         *arguments: *Arguments,
         durable: bool,
+        wait: bool = True,
     ) -> Change:
-        """Commit an operation that ends sessions; return when on_end has returned for each."""
+        """Commit an operation that ends sessions; with wait, return when on_end has returned."""
         if self._on_end is None:
             return await self._writer.submit(apply, *arguments, durable=durable)
-        writing = _start(
-            self._writing, self._write(self._on_end, apply, *arguments, durable=durable)
-        )
-        change, telling = await asyncio.shield(writing)
-        if telling is not None:
-            await asyncio.shield(telling)
+        if self._closed:
+            raise StoreClosedError("the store was closed in the middle of this call")
+        writing = self._write(self._on_end, apply, *arguments, durable=durable)
+        change, telling = await asyncio.shield(_start(self._writing, writing))
+        if telling is not None and wait:
+            await asyncio.wait({telling})
         return change
 
-    async def time_out(self, now: int) -> int:
+    async def time_out(self, now: int, *, wait: bool = True) -> int:
         """Time out all sessions that are due, in short transactions; return their number."""
         total = 0
         while True:
             change = await self.end(
-                store.time_out_sessions, self._expiry, now, CHUNK, durable=False
+                store.time_out_sessions, self._expiry, now, CHUNK, durable=False, wait=wait
             )
             total += len(change.rows)
             if len(change.rows) < CHUNK:
@@ -79,11 +81,15 @@ class Ender:
             if len(change.erased) < CHUNK:
                 return total
 
-    async def close(self, closer: asyncio.Task[Any] | None) -> None:
-        """Wait for the writes, and then for the callbacks, but not for one that is the closer."""
+    async def close(self) -> None:
+        """Wait for the writes, and then for the callbacks, but not for one that closes the store.
+
+        A callback that has not returned after a grace is cancelled.
+        """
+        self._closed = True
         while self._writing:
             await asyncio.wait(self._writing)
-        waiting = self._telling - {closer}
+        waiting = self._telling - {_telling_task.get()}
         if not waiting:
             return
         _, pending = await asyncio.wait(waiting, timeout=GRACE)
@@ -107,21 +113,23 @@ class Ender:
         return change, _start(self._telling, self._tell_all(on_end, change.rows))
 
     async def _tell_all(self, on_end: OnEnd, rows: Sequence[SessionRow]) -> None:
+        _telling_task.set(asyncio.current_task())
         for row in rows:
-            await self._tell(on_end, row)
+            # A task of its own: what a callback does to the task that it runs in harms no other.
+            call = asyncio.create_task(self._tell(on_end, row))
+            try:
+                await asyncio.wait({call})
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            error = None if call.cancelled() else call.exception()
+            if call.cancelled() or error is not None:
+                logger.error("on_end failed for session %s", row.id[:8], exc_info=error)
 
     async def _tell(self, on_end: OnEnd, row: SessionRow) -> None:
-        try:
-            result = on_end(snapshot(row, self._expiry.expires_at(row)))
-            if inspect.isawaitable(result):
-                await result
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            logger.exception("on_end was cancelled for session %s", row.id[:8])
-        except Exception:
-            logger.exception("on_end failed for session %s", row.id[:8])
+        result = on_end(snapshot(row, self._expiry.expires_at(row)))
+        if inspect.isawaitable(result):
+            await result
 
 
 def _start(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import StoreBusyError
 
@@ -55,11 +55,19 @@ class Job(Generic[Result]):
     the arguments, which are sessions' data.
     """
 
-    def __init__(self, function: Callable[[], Result], turn: Turn | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[], Result],
+        turn: Turn | None = None,
+        before: "Job[Any] | None" = None,
+    ) -> None:
+        """Take the function, its turn if it needs a lock, and the job before it on the thread."""
+        self._before = before
         self._loop = asyncio.get_running_loop()
         self._function = function
         self._turn = turn
         self._deadline = self._loop.time() + turn.patience if turn is not None else None
+        self._has_ended = False
         self._done = threading.Lock()
         self._done.acquire()
         self.future: asyncio.Future[Result] = self._loop.create_future()
@@ -74,7 +82,13 @@ class Job(Generic[Result]):
             settle = partial(self._settle, None, error)
         with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
             self._loop.call_soon_threadsafe(settle)
+        self._has_ended = True
         self._done.release()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self._has_ended
 
     def give_up(self) -> bool:
         """Let the callers go, if the job has not claimed its turn; return whether it is so."""
@@ -89,6 +103,7 @@ class Job(Generic[Result]):
 
     def _settle(self, result: Result | None, error: BaseException | None) -> None:
         self._guard.cancel()
+        self._before = None
         if self.future.done():
             return  # given up
         if error is not None:
@@ -101,12 +116,15 @@ class Job(Generic[Result]):
 
         Between any two steps of SQLite the thread needs the GIL. A loop that always has callbacks
         ready lets go of it in each pass, and takes it back before the thread has woken up. Only
-        blocking on a lock really hands it over. A job that waits for another process needs it only
+        blocking on a lock really hands it over. Of several jobs only the first is looked after, or
+        the loop would do nothing else. A job that waits for another process needs it only
         when it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
         """
         if self._deadline is not None and self._loop.time() > self._deadline and self.give_up():
             return
-        if not self._done.acquire(timeout=GUARD_HOLD):
+        if self._before is not None and self._before.is_under_way:
+            self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
+        elif not self._done.acquire(timeout=GUARD_HOLD):
             waiting = self._turn is not None and self._turn.waiting
             delay = GUARD_DELAY_WAITING if waiting else GUARD_DELAY
             self._guard = self._loop.call_later(delay, self._watch)

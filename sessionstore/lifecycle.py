@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from .arguments import check_count, check_database, check_micros
 from .concurrency import finish
@@ -28,6 +28,8 @@ from .sweeper import Sweeper
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
+
+_OTHER_LOOP = "the store was opened in another event loop; use one SessionManager a loop"
 
 
 class Lifecycle:
@@ -96,6 +98,7 @@ class Lifecycle:
         self._is_inherited = False  # by a fork
         self._recall: Callable[[str], Session | None] = _recall_nothing  # Reader's, while open
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
+        self._owner: asyncio.AbstractEventLoop | None = None  # of the lock below
         self._transition = asyncio.Lock()
 
     async def open(self) -> None:
@@ -106,7 +109,7 @@ class Lifecycle:
             StorageError: the file cannot be opened, or is no database.
             StoreBusyError: another program holds a lock on it.
         """
-        async with self._transition:
+        async with self._in_transition():
             if self._loop is not None or self._is_inherited:
                 self._check_open()
                 return
@@ -130,15 +133,16 @@ class Lifecycle:
     async def close(self) -> None:
         """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.
 
-        Calls that come meanwhile, those of on_end included, raise StoreClosedError.
+        Calls that come meanwhile, those of on_end included, raise StoreClosedError. A call of
+        on_end that has not returned after 5 seconds is cancelled.
         """
-        async with self._transition:
+        async with self._in_transition():
             if self._loop is None:
                 return
             self._check_open()
             self._loop = None
             self._recall = _recall_nothing
-            await finish(asyncio.create_task(self._shut_down(asyncio.current_task())))
+            await finish(asyncio.create_task(self._shut_down()))
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -152,6 +156,15 @@ class Lifecycle:
     ) -> None:
         await self.close()
 
+    def _in_transition(self) -> asyncio.Lock:
+        """Return the lock of opening and closing, which belongs to one event loop at a time."""
+        loop = asyncio.get_running_loop()
+        if self._owner is not loop:
+            if self._loop is not None or self._transition.locked():
+                raise StoreClosedError(_OTHER_LOOP)
+            self._owner, self._transition = loop, asyncio.Lock()
+        return self._transition
+
     def _begin(self) -> int:
         """Refuse a call on a closed store or from another event loop; read the clock."""
         if self._loop is not asyncio.get_running_loop():
@@ -164,28 +177,26 @@ class Lifecycle:
         if self._loop is None:
             raise StoreClosedError("the store is not open; use `async with` or `await open()`")
         if self._loop is not asyncio.get_running_loop():
-            raise StoreClosedError(
-                "the store was opened in another event loop; use one SessionManager a loop"
-            )
+            raise StoreClosedError(_OTHER_LOOP)
 
-    async def _time_out(self, now: int) -> int:
+    async def _time_out(self, now: int, *, wait: bool = True) -> int:
         await self._reader.notice_foreign_commits()
-        return await self._ender.time_out(now)
+        return await self._ender.time_out(now, wait=wait)
 
     async def _sweep(self) -> None:
         now = read_clock(self._clock)
-        timed_out = await self._time_out(now)
+        timed_out = await self._time_out(now, wait=False)  # a callback that hangs stops no sweep
         purged = 0
         if self._retention is not None:
             purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
         if timed_out or purged:
             logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
 
-    async def _shut_down(self, closer: asyncio.Task[Any] | None) -> None:
+    async def _shut_down(self) -> None:
         try:
             if self._sweeper is not None:
                 await self._sweeper.stop()
-            await self._ender.close(closer)
+            await self._ender.close()
         finally:
             try:
                 await self._writer.close()

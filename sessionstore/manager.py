@@ -2,8 +2,7 @@
 """SessionManager, the public face: ids, checks of arguments, and one call of a layer below each.
 
 A method reads the clock once, checks what it was given, and hands both to the writer, the reader,
-the ender, or a job of store.py. It knows no SQL and no SQLite, keeps no state, and never waits for
-anything but that one call.
+the ender, or a job of store.py. It knows no SQL and no SQLite, and keeps no state.
 """
 
 import logging

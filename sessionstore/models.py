@@ -173,7 +173,7 @@ class Session:
     @property
     def end_reason(self) -> str | None:
         """The reason that ended the session, "timeout" included; None while it is active."""
-        reason = None if self.is_active else self.metadata.get("end_reason")
+        reason = None if self.is_active else json.loads(self._row.metadata).get("end_reason")
         return reason if isinstance(reason, str) else None
 
     @property

@@ -172,10 +172,10 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The same for one child. idx_sessions_active_child.
+# The same for one child. idx_sessions_active_child, whatever ANALYZE has seen.
 SELECT_ACTIVE_SESSIONS_BY_CHILD = f"""
 SELECT {_COLUMNS}
-  FROM sessions
+  FROM sessions INDEXED BY idx_sessions_active_child
  WHERE child_id = :child_id
    AND {_LIVE}
    AND (started_at, id) > (:after_started_at, :after_id)

@@ -9,11 +9,12 @@ writer after COMMIT, and believed only while coherence says so.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from . import store
 from .cache import LRUCache
 from .coherence import Coherence, slot_of
-from .concurrency import Batcher
+from .concurrency import Batcher, Begun
 from .database import Database
 from .models import Expiry, Session, SessionRow, session_at
 from .writer import Change
@@ -78,7 +79,7 @@ class Reader:
         self.recall, self._count_recalls = make_recall(
             self._cache, self._coherence, clock, is_running
         )
-        self._batcher: Batcher[str, CachedRow | None] = Batcher(self._load)
+        self._batcher = Batcher[str, CachedRow | None](self._begin)
         self._data_version: int | None = None  # at the last sweep
         self._era = 0  # that ends when all is forgotten
         self._hits_by_get = 0
@@ -133,11 +134,15 @@ class Reader:
         """Finish the loads that were begun, and refuse new ones."""
         await self._batcher.close()
 
-    async def _load(self, session_ids: list[str]) -> Sequence[CachedRow | Exception | None]:
-        era = self._era
+    def _begin(self, session_ids: list[str]) -> Begun[CachedRow | None]:
         words = {id_: self._coherence.word(slot_of(id_)) for id_ in session_ids}
-        rows = await self._database.reader.run(store.select_sessions, words.keys())
-        found = {id_: self._as_cached(row, words[id_]) for id_, row in rows.items()}
+        job = self._database.reader.begin(store.select_sessions, list(words))
+        return job.future, partial(self._conclude, session_ids, words, self._era)
+
+    def _conclude(
+        self, session_ids: list[str], words: dict[str, int], era: int, rows: dict[str, SessionRow]
+    ) -> Sequence[CachedRow | Exception | None]:
+        found = {id_: self._as_cached(rows[id_], words[id_]) for id_ in words if id_ in rows}
         if era == self._era:
             for cached in found.values():
                 self._keep(cached)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import queries
 from .arguments import dump_object
+from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
 from .models import Expiry, SessionRow, SessionStatus, micros_to_text
 from .transactions import transaction
@@ -57,12 +58,17 @@ def merge_session(
     rows = _rows(connection, queries.SELECT_LIVE_SESSION_BY_ID, parameters)
     if not rows:
         return Change()
-    merged = {**json.loads(rows[0].data), **json.loads(data)}
-    for key in remove:
-        merged.pop(key, None)
-    merged_metadata = {**json.loads(rows[0].metadata), **json.loads(metadata)}
-    parameters["data"] = dump_object("data", merged, max_bytes)
-    parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
+    try:
+        merged = {**json.loads(rows[0].data), **json.loads(data)}
+        for key in remove:
+            merged.pop(key, None)
+        merged_metadata = {**json.loads(rows[0].metadata), **json.loads(metadata)}
+        parameters["data"] = dump_object("data", merged, max_bytes)
+        parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
+    except InvalidArgumentError:
+        raise
+    except (ValueError, RecursionError) as error:  # another program has written what we refuse
+        raise StorageError("the session holds JSON that cannot be handled; mend the row") from error
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
 
 

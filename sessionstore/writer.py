@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVarTuple
 
 from . import queries
 from .coherence import Coherence, slot_of
-from .concurrency import Batcher
+from .concurrency import Batcher, Begun
 from .database import Database, translate
 from .errors import SessionStoreError, StoreBusyError
 from .jobs import Turn
@@ -59,7 +59,7 @@ class Writer:
     ) -> None:
         self._database = database
         self._on_commit = on_commit
-        self._batcher = Batcher(self._commit)
+        self._batcher = Batcher[Operation, Change](self._begin)
 
     async def submit(
         self,
@@ -77,8 +77,11 @@ class Writer:
         """Commit what was accepted, and refuse the rest."""
         await self._batcher.close()
 
-    async def _commit(self, operations: list[Operation]) -> list[Change | Exception]:
-        commits = await self._database.write(_commit_batch, operations, self._database.coherence)
+    def _begin(self, operations: list[Operation]) -> Begun[Change]:
+        job = self._database.begin_write(_commit_batch, operations, self._database.coherence)
+        return job.future, self._conclude
+
+    def _conclude(self, commits: list[Commit]) -> list[Change | Exception]:
         for commit in commits:
             if isinstance(commit.outcome, Change):
                 self._on_commit(commit.outcome, commit.word)

@@ -30,6 +30,7 @@ LAYERS = [
     "transactions",
     "adoption",
     "migrations",
+    "preparation",
     "database",
     "writer",
     "store",

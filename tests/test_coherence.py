@@ -119,3 +119,22 @@ async def test_a_hit_touches_no_connection(database: Path, clock: FakeClock) -> 
             getting.send(None)  # it returns at its first step: no hop, and no task
         assert stopped.value.value.interaction_count == 1
     assert statements == []
+
+
+async def test_a_row_that_has_timed_out_in_the_cache_is_checked_too(
+    database: Path, clock: FakeClock
+) -> None:
+    """The long way to a cached row, past its expiry, compares the word as the short way does."""
+    settings = {"clock": clock, "sweep_interval": None}
+    async with (
+        SessionManager(database, **settings) as one,  # type: ignore[arg-type]
+        SessionManager(database, **settings) as other,  # type: ignore[arg-type]
+    ):
+        id_ = await one.create_session("lina")
+        assert await one.get_session(id_) is not None
+        clock.turn(1_800)
+        timed_out = await one.get_session(id_)
+        assert timed_out is not None
+        assert timed_out.status == "timeout"
+        assert await other.delete_session(id_)
+        assert await one.get_session(id_) is None

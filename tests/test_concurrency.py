@@ -3,11 +3,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
 from sessionstore import StoreClosedError
-from sessionstore.concurrency import Batcher, finish
+from sessionstore.concurrency import Batcher, Begun, finish
 
 
 class Gate:
@@ -17,10 +18,13 @@ class Gate:
         self.batches: list[list[int]] = []
         self.open = asyncio.Event()
 
-    async def run(self, items: list[int]) -> Sequence[int | Exception]:
-        """Keep the batch and wait for the gate."""
+    def begin(self, items: list[int]) -> Begun[int]:
+        """Keep the batch, and wait for the gate."""
         self.batches.append(items)
-        await self.open.wait()
+        return asyncio.ensure_future(self.open.wait()), partial(self.conclude, items)
+
+    def conclude(self, items: list[int], _: object) -> Sequence[int | Exception]:
+        """Return the doubles, and an error for what is negative."""
         return [ValueError(item) if item < 0 else 2 * item for item in items]
 
 
@@ -48,7 +52,7 @@ async def test_finish_outlasts_cancellation() -> None:
 async def test_what_gathers_while_a_batch_runs_is_the_next_batch() -> None:
     """Items keep their order, and each caller gets the result of its own."""
     gate = Gate()
-    batcher = Batcher(gate.run, batch_limit=3)
+    batcher = Batcher[int, int](gate.begin, batch_limit=3)
     calls = [asyncio.create_task(batcher.submit(1))]
     await settle()
     calls += [asyncio.create_task(batcher.submit(number)) for number in range(2, 7)]
@@ -62,25 +66,37 @@ async def test_an_error_reaches_only_its_own_caller() -> None:
     """A batch with one bad item gives the others their results."""
     gate = Gate()
     gate.open.set()
-    batcher = Batcher(gate.run)
+    batcher = Batcher[int, int](gate.begin)
     results = await asyncio.gather(*map(batcher.submit, [1, -1, 2]), return_exceptions=True)
     assert results[0] == 2
     assert isinstance(results[1], ValueError)
     assert results[2] == 4
 
 
-async def test_an_error_of_the_whole_batch_reaches_all_its_callers() -> None:
+@pytest.mark.parametrize("when", ["at once", "later", "in the end"])
+async def test_an_error_of_the_whole_batch_reaches_all_its_callers(when: str) -> None:
     """Where the batch itself fails each caller hears of it, and the next batch runs."""
     calls = 0
 
-    async def run(items: list[int]) -> list[int]:
+    def begin(items: list[int]) -> Begun[int]:
         nonlocal calls
         calls += 1
-        if calls == 1:
+        future = asyncio.get_running_loop().create_future()
+        if calls > 1:
+            future.set_result(items)
+            return future, list
+        if when == "at once":
             raise OSError("broken")
-        return items
+        if when == "later":
+            future.set_exception(OSError("broken"))
+            return future, list
+        future.set_result(items)
+        return future, fail
 
-    batcher = Batcher(run)
+    def fail(_: object) -> list[int]:
+        raise OSError("broken")
+
+    batcher = Batcher[int, int](begin)
     results = await asyncio.gather(*map(batcher.submit, [1, 2]), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError]
     assert await batcher.submit(3) == 3
@@ -89,7 +105,7 @@ async def test_an_error_of_the_whole_batch_reaches_all_its_callers() -> None:
 async def test_past_the_bound_callers_wait() -> None:
     """No more items than the limit are accepted; the next caller gets in when one is taken."""
     gate = Gate()
-    batcher = Batcher(gate.run, batch_limit=2, queue_limit=4)
+    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=4)
     calls = [asyncio.create_task(batcher.submit(number)) for number in range(20)]
     await settle()
     assert gate.batches == [[0, 1]]
@@ -101,7 +117,7 @@ async def test_past_the_bound_callers_wait() -> None:
 async def test_cancelled_callers_take_nobody_along() -> None:
     """Callers that give up in the queue, at its door or in a batch leave the rest alone."""
     gate = Gate()
-    batcher = Batcher(gate.run, batch_limit=2, queue_limit=4)
+    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=4)
     calls = [asyncio.create_task(batcher.submit(number)) for number in range(10)]
     await settle()
     for number in (0, 2, 7):
@@ -121,7 +137,7 @@ async def test_cancelled_callers_take_nobody_along() -> None:
 async def test_close_finishes_what_was_accepted_and_refuses_the_rest() -> None:
     """Accepted items get their results; callers at the door, and later ones, an error."""
     gate = Gate()
-    batcher = Batcher(gate.run, batch_limit=2, queue_limit=2)
+    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=2)
     calls = [asyncio.create_task(batcher.submit(number)) for number in range(6)]
     await settle()
     closing = asyncio.create_task(batcher.close())
@@ -139,19 +155,30 @@ async def test_no_task_lives_while_there_is_nothing_to_do() -> None:
     """After the last result only the test's own task is left."""
     gate = Gate()
     gate.open.set()
-    batcher = Batcher(gate.run)
+    batcher = Batcher[int, int](gate.begin)
     await asyncio.gather(*map(batcher.submit, range(10)))
     await settle()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_cancelling_every_task_leaves_no_caller_waiting() -> None:
-    """Where somebody cancels the batcher's own task, its callers get an error, not a hang."""
-    gate = Gate()
-    batcher = Batcher(gate.run, batch_limit=1)
+@pytest.mark.parametrize("steps", [0, 1, 5])
+async def test_nobody_can_cancel_the_batches(steps: int) -> None:
+    """Where somebody cancels all tasks that there are, the next callers are served as ever."""
+    loop = asyncio.get_running_loop()
+    running: list[asyncio.Future[list[int]]] = []
+
+    def begin(items: list[int]) -> Begun[int]:
+        running.append(loop.create_future())
+        loop.call_later(0.01, running[-1].set_result, items)
+        return running[-1], list
+
+    batcher = Batcher[int, int](begin)
     calls = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
-    await settle()
-    (draining,) = asyncio.all_tasks() - {*calls, asyncio.current_task()}
-    draining.cancel()
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(result) for result in results] == [StoreClosedError] * 3
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    assert await batcher.submit(7) == 7
+    await asyncio.gather(*calls, return_exceptions=True)
+    await batcher.close()
+    assert not any(future.cancelled() for future in running)

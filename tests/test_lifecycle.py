@@ -22,8 +22,8 @@ from sessionstore import (
     SessionManager,
     StorageError,
     StoreClosedError,
-    database,
     lifecycle,
+    preparation,
 )
 
 from .conftest import FakeClock
@@ -208,7 +208,7 @@ async def test_an_open_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library without RETURNING is named in the error, and no file is made."""
-    monkeypatch.setattr(database, "MINIMUM_SQLITE", (99, 0, 0))
+    monkeypatch.setattr(preparation, "MINIMUM_SQLITE", (99, 0, 0))
     with pytest.raises(StorageError, match=r"3\.35"):
         await SessionManager(tmp_path / "a.db").open()
     assert os.listdir(tmp_path) == []
@@ -274,6 +274,24 @@ async def test_cancelled_callers_harm_nobody(tmp_path: Path, clock: FakeClock) -
     assert nothing_left(threads, files)
 
 
+async def test_cancelling_every_task_hangs_nobody(tmp_path: Path) -> None:
+    """After somebody has cancelled all tasks, whatever they were doing, the store works on."""
+    async with SessionManager(tmp_path / "a.db", cache_size=0) as sessions:
+        id_ = await sessions.create_session("lina")
+        for steps in range(6):
+            calls = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(5)]
+            calls += [asyncio.create_task(sessions.delete_session("x")) for _ in range(5)]
+            reads = [asyncio.create_task(sessions.get_session(id_)) for _ in range(5)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            async with asyncio.timeout(5):
+                assert await sessions.get_session(id_) is not None
+                assert await sessions.update_activity(id_)
+            await asyncio.gather(*calls, *reads, return_exceptions=True)
+
+
 def run_script(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own, and fail if it hangs."""
     return subprocess.run(
@@ -285,6 +303,49 @@ def run_script(script: str, folder: Path, **environment: str) -> subprocess.Comp
         timeout=20,
         check=False,
     )
+
+
+def test_a_last_call_in_a_finally_block_does_not_hang_the_exit(tmp_path: Path) -> None:
+    """Where asyncio.run cancels a worker, what its finally block calls is still done."""
+    script = """
+        import asyncio
+        import warnings
+
+        from sessionstore import SessionManager
+
+        warnings.simplefilter("ignore", ResourceWarning)
+
+        async def work(sessions, id_):
+            try:
+                await sessions.update_activity(id_)
+            finally:
+                print(await sessions.end_session(id_))
+
+        async def main():
+            global sessions, worker
+            sessions = SessionManager("a.db")
+            await sessions.open()
+            id_ = await sessions.create_session("lina")
+            worker = asyncio.create_task(work(sessions, id_))
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        """
+    done = run_script(script, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_one_manager_may_serve_one_loop_after_the_other(tmp_path: Path) -> None:
+    """Opened and closed in each, with calls of open at once, a manager bears several loops."""
+    sessions = SessionManager(tmp_path / "a.db")
+
+    async def live() -> None:
+        await asyncio.gather(sessions.open(), sessions.open())
+        await sessions.create_session("lina")
+        await asyncio.gather(sessions.close(), sessions.close())
+
+    for _ in range(3):
+        asyncio.run(live())
 
 
 @pytest.mark.parametrize("ending", ["return", "raise SystemExit(0)", "await asyncio.sleep(0)"])

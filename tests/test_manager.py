@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sessionstore import InvalidArgumentError, SessionManager, SessionStatus
+from sessionstore import InvalidArgumentError, SessionManager, SessionStatus, StorageError
 
 from .conftest import FakeClock
 
@@ -401,6 +401,28 @@ async def test_a_child_id_or_reason_that_is_none_is_refused(
             await sessions.get_active_sessions(bad)  # type: ignore[arg-type]
     stats = await sessions.get_session_stats()
     assert (stats["active_sessions"], stats["total_sessions"]) == (1, 1)
+
+
+async def test_an_odd_id_harms_no_other_caller(sessions: SessionManager, database: Path) -> None:
+    """An id that another program gave is found by itself, and not by one with NUL behind it."""
+    id_ = await sessions.create_session("lina")
+    with closing(sqlite3.connect(database)) as shell, shell:
+        shell.execute("UPDATE sessions SET id = 'abc' WHERE id = ?", [id_])
+    good = await sessions.create_session("lina")
+    found = await asyncio.gather(*map(sessions.get_session, ["abc\0", good, "abc"]))
+    assert [session and session.id for session in found] == [None, good, "abc"]
+
+
+async def test_foreign_json_that_cannot_be_merged_is_a_storage_error(
+    sessions: SessionManager, database: Path
+) -> None:
+    """A number beyond all floats, as only another program writes, is not the caller's fault."""
+    id_ = await sessions.create_session("lina")
+    with closing(sqlite3.connect(database)) as shell, shell:
+        shell.execute("UPDATE sessions SET data = '{\"a\": 1e999}' WHERE id = ?", [id_])
+    with pytest.raises(StorageError, match="JSON"):
+        await sessions.update_session(id_, {"b": 1})
+    assert await sessions.update_activity(id_)
 
 
 async def test_other_bad_arguments_are_refused(sessions: SessionManager) -> None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""How a sqlite3 connection is made, and made fit for use: its folder, its schema, its settings.
+
+Plain functions for jobs on the connection's own thread. Those that write run with the lock held.
+"""
+
+import logging
+import os
+import sqlite3
+import time
+
+from . import migrations, queries
+from .errors import StorageError
+from .jobs import Turn
+from .transactions import is_busy
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Say whether commits can be lost when two connections write and checkpoint at one moment.
+
+    See sqlite.org/wal.html: fixed in 3.51.3, and in 3.50.7 and 3.44.6.
+    """
+    fixed = {(3, 44): 6, (3, 50): 7}
+    patch = fixed.get(version[:2])
+    return version < (3, 51, 3) if patch is None else version[2] < patch
+
+
+def check_version() -> None:
+    """Refuse a library that is too old, and tell the operator of one with the bug."""
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise StorageError(f"SQLite 3.35 or newer is needed, not {sqlite3.sqlite_version}")
+    if has_wal_reset_bug(sqlite3.sqlite_version_info):
+        logger.info(
+            "SQLite %s has the WAL-reset bug; the lock file beside the database keeps clear of it",
+            sqlite3.sqlite_version,
+        )
+
+
+def connect(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
+    """Connect to a file, making its folder; without create, only where it is there."""
+    if not create and not os.path.exists(path):
+        raise StorageError("there is no such file, and it was not to be made")
+    if path != ":memory:":
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
+
+
+def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:
+    """Bring the file to today's schema and to WAL."""
+    turn.claim()
+    migrations.migrate(connection, path, now)
+    # After the migration: setting WAL changes the file, and one that is refused stays as it was.
+    if _set_wal(connection, turn) not in ("wal", "memory"):
+        raise StorageError("the file system does not support SQLite's WAL; use a local disk")
+    connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
+    connection.execute(queries.SET_BUSY_TIMEOUT)
+
+
+def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:
+    """Set WAL and return the journal mode. SQLite itself does not wait here for others' locks."""
+    give_up = time.monotonic() + turn.patience
+    while True:
+        try:
+            journal_mode: str = connection.execute(queries.SET_JOURNAL_WAL).fetchone()[0]
+            return journal_mode
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > give_up:
+                raise
+        time.sleep(0.005)
+
+
+def prepare_reader(connection: sqlite3.Connection) -> None:
+    """Refuse every statement that writes."""
+    connection.execute(queries.SET_QUERY_ONLY)
