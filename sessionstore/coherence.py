@@ -28,7 +28,9 @@ callers never heard of the commit. Two sessions in one slot cost each other a mi
 The file may be replaced: somebody deletes a "stale" lock. Each write job compares the file at the
 path with the one that it has locked, and moves to the new one, under its lock. A new file's words
 begin at the time in microseconds, which is beyond every revision that an old file has reached, so
-that no word is ever met again. Until a process writes or sweeps, it does not notice.
+that no word is ever met again. The first who notices marks all slots of the old file as in flight,
+under its lock: whoever still has it mapped finds no hit any more, until it writes or sweeps and
+moves, too. Only before that can a hit be stale, as long as nobody who has the old file writes.
 
 What is assumed. A local file system: flock and shared mappings are coherent on it, and not on NFS.
 An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never
@@ -61,6 +63,7 @@ except ImportError:  # Windows: one process at a time may have the file open
 SLOTS = 65_536
 _SIZE = 8 * (SLOTS + 1)
 _REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
+_IN_FLIGHT = memoryview(b"\xff" * 8 * SLOTS).cast("Q")
 _NO_WORDS = memoryview(bytes(_SIZE)).cast("Q")  # of a file that is not open
 
 
@@ -144,6 +147,8 @@ class Coherence:
                 if not known:
                     self.words = _map(self._descriptor)
                 return
+            if known:
+                self.words[:SLOTS] = _IN_FLIGHT
             os.close(self._descriptor)
             self._descriptor = -1
 
