@@ -109,8 +109,10 @@ class Lifecycle:
             StorageError: the file cannot be opened, or is no database.
             StoreBusyError: another program holds a lock on it.
         """
+        if self._is_inherited:
+            self._check_open()
         async with self._in_transition():
-            if self._loop is not None or self._is_inherited:
+            if self._loop is not None:
                 self._check_open()
                 return
             database = Database(self._path, create=self._create, busy_timeout=self._busy_timeout)
@@ -136,6 +138,8 @@ class Lifecycle:
         Calls that come meanwhile, those of on_end included, raise StoreClosedError. A call of
         on_end that has not returned after 5 seconds is cancelled.
         """
+        if self._is_inherited:  # it is the parent's to close
+            return
         async with self._in_transition():
             if self._loop is None:
                 return
@@ -167,7 +171,7 @@ class Lifecycle:
 
     def _begin(self) -> int:
         """Refuse a call on a closed store or from another event loop; read the clock."""
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is None or self._loop is not asyncio.get_running_loop():
             self._check_open()
         return read_clock(self._clock)
 
