@@ -30,7 +30,9 @@ path with the one that it has locked, and moves to the new one, under its lock. 
 begin at the time in microseconds, which is beyond every revision that an old file has reached, so
 that no word is ever met again. The first who notices marks all slots of the old file as in flight,
 under its lock: whoever still has it mapped finds no hit any more, until it writes or sweeps and
-moves, too. Only before that can a hit be stale, as long as nobody who has the old file writes.
+moves, too. Who finds at the end of a write job that its file was replaced meanwhile gives all slots
+of the new one a new word before it acknowledges anything. So a hit can be stale only between the
+deletion and the next write job of anybody who has the old file.
 
 What is assumed. A local file system: flock and shared mappings are coherent on it, and not on NFS.
 An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never
@@ -127,7 +129,7 @@ class Coherence:
         try:
             yield
         finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._unlock(self._path, turn)
 
     def close(self) -> None:
         """Let go of the file. Words that were noted are worth nothing afterwards."""
@@ -151,6 +153,14 @@ class Coherence:
                 self.words[:SLOTS] = _IN_FLIGHT
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _unlock(self, path: str, turn: Turn) -> None:
+        """Let go of the lock, but not before those on a file that has come meanwhile are told."""
+        if not _is_at(path, self._descriptor):
+            self._lock(path, turn)
+            self.begin(range(SLOTS))
+            self.settle(range(SLOTS))
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def _lock_for_life(self, path: str) -> None:
         """Keep every other process from the file until close."""
@@ -196,7 +206,7 @@ def _map(descriptor: int) -> memoryview:
         size += os.pwrite(descriptor, bytes(_SIZE - size), size)
     words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
     now = time.time_ns() // 1_000
-    if not 0 < words[_REVISION] < 2**62:  # new, cut off before its last word was there, or garbage
+    if not 0 < words[_REVISION] < 2**58:  # new, cut off before its last word was there, or garbage
         words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
         words[_REVISION] = now
     words[_REVISION] = max(words[_REVISION], now)

@@ -17,6 +17,8 @@ from .errors import StoreClosedError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# An item, the future of its result, and when it came, by the event loop's clock.
+Queued = tuple[Item, "asyncio.Future[Result]", float]
 # A batch that has begun: its future, and what makes the results, or exceptions, of its outcome.
 Begun = tuple["asyncio.Future[Any]", Callable[[Any], Sequence[Result | Exception]]]
 
@@ -45,12 +47,12 @@ class Batcher(Generic[Item, Result]):
     """Gather the items of concurrent callers and run each gathering as one batch, in order.
 
     There is no timer: a batch takes what has gathered while the one before it ran. `begin` gets the
-    items and returns at once.
+    items, and for how many seconds all of them have been waiting, and returns at once.
     """
 
     def __init__(
         self,
-        begin: Callable[[list[Item]], Begun[Result]],
+        begin: Callable[[list[Item], float], Begun[Result]],
         *,
         batch_limit: int = 500,
         queue_limit: int = 10_000,
@@ -58,7 +60,7 @@ class Batcher(Generic[Item, Result]):
         self._begin = begin
         self._batch_limit = batch_limit
         self._room = asyncio.Semaphore(queue_limit)
-        self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._queue: deque[Queued[Item, Result]] = deque()
         self._is_busy = False
         self._idle: asyncio.Future[None] | None = None  # what close() waits for
         self._closed = False
@@ -71,7 +73,7 @@ class Batcher(Generic[Item, Result]):
             raise StoreClosedError("the store was closed while this call waited for its turn")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._queue.append((item, future))
+        self._queue.append((item, future, loop.time()))
         if not self._is_busy:
             self._is_busy = True
             loop.call_soon(self._next)
@@ -92,7 +94,8 @@ class Batcher(Generic[Item, Result]):
             if not batch:
                 continue
             try:
-                running, conclude = self._begin([item for item, _ in batch])
+                waited = asyncio.get_running_loop().time() - batch[-1][2]
+                running, conclude = self._begin([item for item, _, _ in batch], waited)
             except Exception as error:
                 _resolve(batch, [error] * len(batch))
                 continue
@@ -102,16 +105,16 @@ class Batcher(Generic[Item, Result]):
         if self._idle is not None:
             self._idle.set_result(None)
 
-    def _take(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
+    def _take(self) -> "list[Queued[Item, Result]]":
         """Take the next batch off the queue, without the items whose callers have given up."""
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_limit))]
         for _ in taken:
             self._room.release()
-        return [(item, future) for item, future in taken if not future.done()]
+        return [queued for queued in taken if not queued[1].done()]
 
     def _finish(
         self,
-        batch: list[tuple[Item, "asyncio.Future[Result]"]],
+        batch: "list[Queued[Item, Result]]",
         conclude: Callable[[Any], Sequence[Result | Exception]],
         running: "asyncio.Future[Any]",
     ) -> None:
@@ -122,10 +125,8 @@ class Batcher(Generic[Item, Result]):
         self._next()
 
 
-def _resolve(
-    batch: list[tuple[Item, "asyncio.Future[Result]"]], outcomes: Sequence[Result | Exception]
-) -> None:
-    for (_, future), outcome in zip(batch, outcomes, strict=True):
+def _resolve(batch: "list[Queued[Item, Result]]", outcomes: Sequence[Result | Exception]) -> None:
+    for (_, future, _), outcome in zip(batch, outcomes, strict=True):
         if future.done():
             continue
         if isinstance(outcome, Exception):

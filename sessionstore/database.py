@@ -206,9 +206,10 @@ class Database:
         self,
         job: Callable[[sqlite3.Connection, Turn, *Arguments], Result],
         *arguments: *Arguments,
+        waited: float = 0.0,
     ) -> Job[Result]:
-        """Queue what `write` runs, and return at once."""
-        turn = Turn(self._busy_timeout)
+        """Queue what `write` runs, for callers who have waited that long, and return at once."""
+        turn = Turn(max(0.0, self._busy_timeout - waited))
         return self._writer.begin(self._exclusively, turn, job, *arguments, turn=turn)
 
     def _exclusively(

@@ -134,7 +134,7 @@ class Reader:
         """Finish the loads that were begun, and refuse new ones."""
         await self._batcher.close()
 
-    def _begin(self, session_ids: list[str]) -> Begun[CachedRow | None]:
+    def _begin(self, session_ids: list[str], _: float) -> Begun[CachedRow | None]:
         words = {id_: self._coherence.word(slot_of(id_)) for id_ in session_ids}
         job = self._database.reader.begin(store.select_sessions, list(words))
         return job.future, partial(self._conclude, session_ids, words, self._era)

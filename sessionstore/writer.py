@@ -77,8 +77,10 @@ class Writer:
         """Commit what was accepted, and refuse the rest."""
         await self._batcher.close()
 
-    def _begin(self, operations: list[Operation]) -> Begun[Change]:
-        job = self._database.begin_write(_commit_batch, operations, self._database.coherence)
+    def _begin(self, operations: list[Operation], waited: float) -> Begun[Change]:
+        job = self._database.begin_write(
+            _commit_batch, operations, self._database.coherence, waited=waited
+        )
         return job.future, self._conclude
 
     def _conclude(self, commits: list[Commit]) -> list[Change | Exception]:

@@ -441,7 +441,7 @@ class Report:
     @property
     def fairness(self) -> float:
         """The writes of the slowest worker over those of the fastest one."""
-        return min(self.writes.values()) / max(self.writes.values())
+        return min(self.writes.values()) / max(1, *self.writes.values())
 
 
 @dataclass

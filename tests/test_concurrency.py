@@ -18,7 +18,7 @@ class Gate:
         self.batches: list[list[int]] = []
         self.open = asyncio.Event()
 
-    def begin(self, items: list[int]) -> Begun[int]:
+    def begin(self, items: list[int], _: float) -> Begun[int]:
         """Keep the batch, and wait for the gate."""
         self.batches.append(items)
         return asyncio.ensure_future(self.open.wait()), partial(self.conclude, items)
@@ -78,7 +78,7 @@ async def test_an_error_of_the_whole_batch_reaches_all_its_callers(when: str) ->
     """Where the batch itself fails each caller hears of it, and the next batch runs."""
     calls = 0
 
-    def begin(items: list[int]) -> Begun[int]:
+    def begin(items: list[int], _: float) -> Begun[int]:
         nonlocal calls
         calls += 1
         future = asyncio.get_running_loop().create_future()
@@ -167,7 +167,7 @@ async def test_nobody_can_cancel_the_batches(steps: int) -> None:
     loop = asyncio.get_running_loop()
     running: list[asyncio.Future[list[int]]] = []
 
-    def begin(items: list[int]) -> Begun[int]:
+    def begin(items: list[int], _: float) -> Begun[int]:
         running.append(loop.create_future())
         loop.call_later(0.01, running[-1].set_result, items)
         return running[-1], list
