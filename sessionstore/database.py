@@ -151,6 +151,7 @@ class Database:
         self._create = create
         self._busy_timeout = busy_timeout
         self._wal_limit = WAL_LIMIT
+        self._wal_size = 0  # bytes, after the last write job
         self.coherence = Coherence(None if path == ":memory:" else self._path)
 
     async def open(self, now: str) -> None:
@@ -233,6 +234,9 @@ class Database:
             size = os.stat(f"{self._path}-wal").st_size
         except FileNotFoundError:
             return
+        if size < self._wal_size:  # it has begun anew: the long list is over
+            self._wal_limit = WAL_LIMIT
+        self._wal_size = size
         if size <= self._wal_limit:
             return
         busy = True
