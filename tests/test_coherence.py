@@ -36,10 +36,8 @@ def test_the_slot_of_a_session_is_stable() -> None:
     assert 0 <= slot_of("") < SLOTS
 
 
-async def test_a_load_that_a_commit_overtakes_is_not_kept(
-    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row read before a commit and delivered after it is returned once, but never cached."""
+def hold_selects(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Keep the rows of a load back until a commit is done; return the events of both."""
     selected, committed = threading.Event(), threading.Event()
     select = store.select_sessions
 
@@ -49,10 +47,18 @@ async def test_a_load_that_a_commit_overtakes_is_not_kept(
         assert committed.wait(10)
         return rows
 
+    monkeypatch.setattr(store, "select_sessions", slow_select)
+    return selected, committed
+
+
+async def test_a_load_that_a_commit_overtakes_is_not_kept(
+    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row read before a commit and delivered after it is returned once, but never cached."""
     async with SessionManager(database, clock=clock, cache_size=10) as sessions:
         id_ = await sessions.create_session("lina")
         sessions._reader._cache.pop(id_)
-        monkeypatch.setattr(store, "select_sessions", slow_select)
+        selected, committed = hold_selects(monkeypatch)
         loading = asyncio.create_task(sessions.get_session(id_))
         await asyncio.to_thread(selected.wait, 10)
         assert await sessions.end_session(id_)
@@ -70,18 +76,9 @@ async def test_a_miss_never_joins_a_load_that_had_begun(
     database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks after an acknowledged commit sees it, also while an older load runs."""
-    selected, committed = threading.Event(), threading.Event()
-    select = store.select_sessions
-
-    def slow_select(connection: sqlite3.Connection, ids: Any) -> Any:
-        rows = select(connection, ids)
-        selected.set()
-        assert committed.wait(10)
-        return rows
-
     async with SessionManager(database, clock=clock, cache_size=0) as sessions:
         id_ = await sessions.create_session("lina")
-        monkeypatch.setattr(store, "select_sessions", slow_select)
+        selected, committed = hold_selects(monkeypatch)
         loading = asyncio.create_task(sessions.get_session(id_))
         await asyncio.to_thread(selected.wait, 10)
         assert await sessions.end_session(id_)
