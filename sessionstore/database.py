@@ -150,6 +150,7 @@ class Database:
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._create = create
         self._busy_timeout = busy_timeout
+        self._connections: list[Connection] = []
         self._wal_limit = WAL_LIMIT
         self._wal_size = 0  # bytes, after the last write job
         self.coherence = Coherence(None if path == ":memory:" else self._path)
@@ -184,10 +185,11 @@ class Database:
 
     def inherit(self) -> None:
         """Let go, in a child process, of what belongs to its parent."""
-        _inherited_connections.extend((self._writer._connection, self.reader._connection))
+        for connection in self._connections:
+            _inherited_connections.append(connection._connection)
+            connection._connection = None
         if self._path != ":memory:":
             _inherited_files.add(self._path)
-        self._writer._connection = self.reader._connection = None
         self.coherence.close()
 
     async def write(
@@ -235,7 +237,8 @@ class Database:
         except FileNotFoundError:
             return
         if size < self._wal_size:  # it has begun anew: the long list is over
-            self._wal_limit = WAL_LIMIT
+            self._connections: list[Connection] = []
+        self._wal_limit = WAL_LIMIT
         self._wal_size = size
         if size <= self._wal_limit:
             return
@@ -249,6 +252,7 @@ class Database:
     async def _connect(self) -> Connection:
         connector = partial(connect, self._path, self._create, self._busy_timeout)
         connection = Connection(connector, iter_chunk_size=64)
+        self._connections.append(connection)
         await connection.start()
         return connection
 

@@ -116,8 +116,13 @@ class Lifecycle:
                 self._check_open()
                 return
             database = Database(self._path, create=self._create, busy_timeout=self._busy_timeout)
-            await database.open(micros_to_text(read_clock(self._clock)))
             self._database = database
+            _open_stores.add(self)  # from here on a fork would take connections along
+            try:
+                await database.open(micros_to_text(read_clock(self._clock)))
+            except BaseException:
+                _open_stores.discard(self)
+                raise
             loop = asyncio.get_running_loop()
             self._reader = Reader(
                 database, self._expiry, self._cache_size, self._clock, loop.is_running
@@ -130,7 +135,6 @@ class Lifecycle:
                 self._sweeper = Sweeper(self._sweep, self._sweep_interval / 1_000_000)
                 self._sweeper.start()
             self._loop = loop
-            _open_stores.add(self)
 
     async def close(self) -> None:
         """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.
