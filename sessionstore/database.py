@@ -237,8 +237,7 @@ class Database:
         except FileNotFoundError:
             return
         if size < self._wal_size:  # it has begun anew: the long list is over
-            self._connections: list[Connection] = []
-        self._wal_limit = WAL_LIMIT
+            self._wal_limit = WAL_LIMIT
         self._wal_size = size
         if size <= self._wal_limit:
             return
