@@ -12,6 +12,7 @@ import functools
 import os
 import shlex
 import stat
+import sys
 import tempfile
 from datetime import datetime
 from typing import Any
@@ -92,11 +93,12 @@ async def _demo(options: argparse.Namespace) -> None:
         meter.end()
     _report(result, options.sessions)
     file = shlex.quote(options.path)
+    command = f"{shlex.quote(sys.executable)} -m {__package__}"
     say(
         "",
         "Look into the file:",
-        f"  python -m sessionstore list {file} --limit 10",
-        f"  python -m sessionstore stats {file}",
+        f"  {command} list {file} --limit 10",
+        f"  {command} stats {file}",
         f'  sqlite3 {file} "SELECT status, count(*) FROM sessions GROUP BY status"',  # noqa: S608  # shown, not run
     )
     if result.missing:
