@@ -308,6 +308,22 @@ async def test_open_waits_for_sqlites_lock_where_it_has_work_to_do(database: Pat
         assert await sessions.update_activity(await patient.create_session("lina"))
 
 
+async def test_close_does_not_need_sqlites_lock(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A write that was given up leaves its thread free: close() is whole, and leaves no word."""
+    threads = threading.active_count()
+    sessions = quiet(database)
+    await sessions.open()
+    with sqlites_lock(database):
+        await refused(sessions.create_session("lina"), sessions.cleanup_inactive_sessions())
+        started = time.monotonic()
+        await sessions.close()
+        assert time.monotonic() - started < 0.5
+        assert threading.active_count() == threads
+    assert caplog.records == []
+
+
 LIVES = {
     "closes": "await sessions.close()",
     "forgets": "pass",
