@@ -117,8 +117,8 @@ class Job(Generic[Result]):
         Between any two steps of SQLite the thread needs the GIL. A loop that always has callbacks
         ready lets go of it in each pass, and takes it back before the thread has woken up. Only
         blocking on a lock really hands it over. Of several jobs only the first is looked after, or
-        the loop would do nothing else. A job that waits for another process needs it only
-        when it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
+        the loop would do nothing else. A job that waits for another process needs the GIL only when
+        it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
         """
         if self._deadline is not None and self._loop.time() > self._deadline and self.give_up():
             return

@@ -16,8 +16,9 @@ from sessionstore import (
     StoreBusyError,
     StoreClosedError,
     jobs,
+    queries,
 )
-from sessionstore.database import Database, translate
+from sessionstore.database import WAL_LIMIT, Database, translate
 
 from .conftest import FakeClock
 
@@ -235,6 +236,11 @@ async def test_the_guard_looks_after_the_first_of_many_jobs(tmp_path: Path) -> N
     assert passes > 0.3 * (loop.time() - started) / 0.001
     await running
     await opened.close()
+
+
+def test_the_limit_of_the_wal_is_one_number() -> None:
+    """SQLite cuts the WAL to the size at which a write job empties it, in either place."""
+    assert queries.SET_JOURNAL_SIZE_LIMIT.split()[-1] == str(WAL_LIMIT)
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 4096])
