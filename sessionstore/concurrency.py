@@ -8,9 +8,9 @@ cancel. While there is nothing to do nothing is scheduled.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .errors import StoreClosedError
 
@@ -19,8 +19,20 @@ Result = TypeVar("Result")
 
 # An item, the future of its result, and when it came, by the event loop's clock.
 Queued = tuple[Item, "asyncio.Future[Result]", float]
-# A batch that has begun: its future, and what makes the results, or exceptions, of its outcome.
-Begun = tuple["asyncio.Future[Any]", Callable[[Any], Sequence[Result | Exception]]]
+# What became of something: a function that returns its result, or raises its error.
+Outcome = Callable[[], Result]
+# To be called when a batch has ended. Its outcome is a result, or an exception, for each item.
+Finish = Callable[[Outcome[Sequence[Result | Exception]]], None]
+
+
+def resolve(future: "asyncio.Future[Result]", outcome: Outcome[Result]) -> None:
+    """Give the future its result or error, unless nobody waits for it any more."""
+    if future.done():
+        return
+    try:
+        future.set_result(outcome())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 async def finish(
@@ -47,45 +59,62 @@ class Batcher(Generic[Item, Result]):
     """Gather the items of concurrent callers and run each gathering as one batch, in order.
 
     There is no timer: a batch takes what has gathered while the one before it ran. `begin` gets the
-    items, and for how many seconds all of them have been waiting, and returns at once.
+    items, for how many seconds all of them have been waiting, and what to call when the batch has
+    ended, and returns at once.
     """
 
     def __init__(
         self,
-        begin: Callable[[list[Item], float], Begun[Result]],
+        begin: Callable[[list[Item], float, Finish[Result]], object],
         *,
         batch_limit: int = 500,
         queue_limit: int = 10_000,
     ) -> None:
         self._begin = begin
+        self._loop = asyncio.get_running_loop()
         self._batch_limit = batch_limit
-        self._room = asyncio.Semaphore(queue_limit)
+        self._queue_limit = queue_limit
+        self._door = asyncio.Lock()  # only its holder may enter a queue that was full
+        self._has_room = asyncio.Event()
         self._queue: deque[Queued[Item, Result]] = deque()
         self._is_busy = False
         self._idle: asyncio.Future[None] | None = None  # what close() waits for
         self._closed = False
 
-    async def submit(self, item: Item) -> Result:
-        """Run the item in the next batch and return its result. Waits while the queue is full."""
-        await self._room.acquire()
-        if self._closed:
-            self._room.release()
-            raise StoreClosedError("the store was closed while this call waited for its turn")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._queue.append((item, future, loop.time()))
-        if not self._is_busy:
-            self._is_busy = True
-            loop.call_soon(self._next)
-        return await future
+    def submit(self, item: Item) -> Awaitable[Result]:
+        """Run the item in the next batch; awaiting gives its result. Waits while the queue is full.
+
+        Not a coroutine function: its frame would be felt where there are many calls.
+        """
+        if len(self._queue) < self._queue_limit and not self._door.locked():
+            return self._enqueue(item)
+        return self._wait_at_the_door(item)
 
     async def close(self) -> None:
         """Refuse new items, and return when all that were accepted have their results."""
         self._closed = True
         if self._is_busy:
             if self._idle is None:
-                self._idle = asyncio.get_running_loop().create_future()
+                self._idle = self._loop.create_future()
             await finish(self._idle)
+
+    async def _wait_at_the_door(self, item: Item) -> Result:
+        async with self._door:
+            while len(self._queue) >= self._queue_limit:
+                self._has_room.clear()
+                await self._has_room.wait()
+            future = self._enqueue(item)
+        return await future
+
+    def _enqueue(self, item: Item) -> "asyncio.Future[Result]":
+        if self._closed:
+            raise StoreClosedError("the store was closed while this call waited for its turn")
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._queue.append((item, future, self._loop.time()))
+        if not self._is_busy:
+            self._is_busy = True
+            self._loop.call_soon(self._next)
+        return future
 
     def _next(self) -> None:
         """Begin the next batch, or come to rest."""
@@ -94,12 +123,12 @@ class Batcher(Generic[Item, Result]):
             if not batch:
                 continue
             try:
-                waited = asyncio.get_running_loop().time() - batch[-1][2]
-                running, conclude = self._begin([item for item, _, _ in batch], waited)
+                waited = self._loop.time() - batch[-1][2]
+                items = [item for item, _, _ in batch]
+                self._begin(items, waited, partial(self._finish, batch))
             except Exception as error:
-                _resolve(batch, [error] * len(batch))
+                _resolve_all(batch, [error] * len(batch))
                 continue
-            running.add_done_callback(partial(self._finish, batch, conclude))
             return
         self._is_busy = False
         if self._idle is not None:
@@ -108,28 +137,29 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> "list[Queued[Item, Result]]":
         """Take the next batch off the queue, without the items whose callers have given up."""
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_limit))]
-        for _ in taken:
-            self._room.release()
+        self._has_room.set()
         return [queued for queued in taken if not queued[1].done()]
 
     def _finish(
         self,
         batch: "list[Queued[Item, Result]]",
-        conclude: Callable[[Any], Sequence[Result | Exception]],
-        running: "asyncio.Future[Any]",
+        outcome: Outcome[Sequence[Result | Exception]],
     ) -> None:
         try:
-            _resolve(batch, conclude(running.result()))
-        except Exception as error:
-            _resolve(batch, [error] * len(batch))
-        self._next()
+            _resolve_all(batch, outcome())
+        except BaseException as error:
+            _resolve_all(batch, [error] * len(batch))
+        # The callers go on first, so that what they submit now is in the next batch.
+        self._loop.call_soon(self._next)
 
 
-def _resolve(batch: "list[Queued[Item, Result]]", outcomes: Sequence[Result | Exception]) -> None:
-    for (_, future, _), outcome in zip(batch, outcomes, strict=True):
+def _resolve_all(
+    batch: "list[Queued[Item, Result]]", results: Sequence[Result | BaseException]
+) -> None:
+    for (_, future, _), result in zip(batch, results, strict=True):
         if future.done():
             continue
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
+        if isinstance(result, BaseException):
+            future.set_exception(result)
         else:
-            future.set_result(outcome)
+            future.set_result(result)

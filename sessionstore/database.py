@@ -8,6 +8,7 @@ connection writes; a second one, which cannot write, reads. SQLite's errors beco
 apart by their codes.
 """
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from . import migrations, queries
 from .coherence import Coherence
-from .concurrency import finish
+from .concurrency import Outcome, finish, resolve
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .jobs import Job, Turn
 from .preparation import check_version, connect, prepare_reader, prepare_writer
@@ -69,18 +70,21 @@ class Connection(aiosqlite.Connection):
         *arguments: *Arguments,
     ) -> Result:
         """Run the function whole on the connection's thread and return its result."""
-        return await finish(self.begin(function, *arguments).future)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.begin(function, *arguments, on_end=partial(resolve, future))
+        return await finish(future)
 
     def begin(
         self,
         function: Callable[[sqlite3.Connection, *Arguments], Result],
         *arguments: *Arguments,
+        on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
     ) -> Job[Result]:
-        """Queue the function for the connection's thread and return its job."""
+        """Queue the function for the connection's thread; its outcome goes to on_end."""
         if not self._running or self._connection is None:
             raise StoreClosedError("the store is closed")
-        return self._queue(partial(function, self._connection, *arguments), turn)
+        return self._queue(partial(function, self._connection, *arguments), on_end, turn)
 
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
@@ -88,7 +92,9 @@ class Connection(aiosqlite.Connection):
         self._thread.daemon = True
         self._thread.start()
         try:
-            await finish(self._queue(self._connect_here).future)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue(self._connect_here, partial(resolve, future))
+            await finish(future)
         except BaseException:
             await self.close()
             raise
@@ -100,10 +106,11 @@ class Connection(aiosqlite.Connection):
         """
         self._running = False
         turn = Turn(CLOSE_PATIENCE)
-        job = self._queue(partial(self._close_here, coherence, turn), turn)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue(partial(self._close_here, coherence, turn), partial(resolve, future), turn)
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
         try:
-            await finish(job.future)
+            await finish(future)
             self._thread.join()  # it has nothing left to do but return
         except StoreBusyError:
             logger.warning("another process keeps the lock: the database is closed when it is free")
@@ -123,8 +130,13 @@ class Connection(aiosqlite.Connection):
             if coherence is not None:
                 coherence.close()
 
-    def _queue(self, function: Callable[[], Result], turn: Turn | None = None) -> Job[Result]:
-        job = Job(partial(_translating, function), turn, before=self._last)
+    def _queue(
+        self,
+        function: Callable[[], Result],
+        on_end: Callable[[Outcome[Result]], object],
+        turn: Turn | None = None,
+    ) -> Job[Result]:
+        job = Job(partial(_translating, function), on_end, turn, before=self._last)
         self._last = job
         self._tx.put_nowait((None, job))
         return job
@@ -202,18 +214,22 @@ class Database:
         The job claims its turn before it changes anything, best when it has SQLite's lock, too.
         Raises StoreBusyError, with nothing written, where that takes longer than the timeout.
         """
-        begun = self.begin_write(job, *arguments)
-        return await finish(begun.future, begun.give_up)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        begun = self.begin_write(job, *arguments, on_end=partial(resolve, future))
+        return await finish(future, begun.give_up)
 
     def begin_write(
         self,
         job: Callable[[sqlite3.Connection, Turn, *Arguments], Result],
         *arguments: *Arguments,
+        on_end: Callable[[Outcome[Result]], object],
         waited: float = 0.0,
     ) -> Job[Result]:
         """Queue what `write` runs, for callers who have waited that long, and return at once."""
         turn = Turn(max(0.0, self._busy_timeout - waited))
-        return self._writer.begin(self._exclusively, turn, job, *arguments, turn=turn)
+        return self._writer.begin(
+            self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn
+        )
 
     def _exclusively(
         self,

@@ -69,7 +69,7 @@ class Ender:
                 store.time_out_sessions, self._expiry, now, CHUNK, durable=False, wait=wait
             )
             total += len(change.rows)
-            if len(change.rows) < CHUNK:
+            if change.is_all:
                 return total
 
     async def purge(self, cutoff: str) -> int:
@@ -78,7 +78,7 @@ class Ender:
         while True:
             change = await self._writer.submit(store.purge_sessions, cutoff, CHUNK, durable=True)
             total += len(change.erased)
-            if len(change.erased) < CHUNK:
+            if change.is_all:
                 return total
 
     async def close(self) -> None:

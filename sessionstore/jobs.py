@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
+from .concurrency import Outcome
 from .errors import StoreBusyError
 
 Result = TypeVar("Result")
@@ -52,36 +53,33 @@ class Job(Generic[Result]):
     """One function, its outcome, and the guard.
 
     An object of its own and not a partial: aiosqlite logs what it runs, and a partial would show
-    the arguments, which are sessions' data.
+    the arguments, which are sessions' data. The outcome goes to `on_end`, in the event loop. After
+    that nothing is held on to, since the thread keeps its last job.
     """
 
     def __init__(
         self,
         function: Callable[[], Result],
+        on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
         before: "Job[Any] | None" = None,
     ) -> None:
         """Take the function, its turn if it needs a lock, and the job before it on the thread."""
         self._before = before
         self._loop = asyncio.get_running_loop()
-        self._function = function
+        self._function: Outcome[Result] | None = function
+        self._on_end: Callable[[Outcome[Result]], object] | None = on_end
         self._turn = turn
         self._deadline = self._loop.time() + turn.patience if turn is not None else None
         self._has_ended = False
         self._done = threading.Lock()
         self._done.acquire()
-        self.future: asyncio.Future[Result] = self._loop.create_future()
         self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
 
     def __call__(self) -> None:
         """Run on the connection's thread."""
-        settle: Callable[[], None]
-        try:
-            settle = partial(self._settle, self._function(), None)
-        except BaseException as error:
-            settle = partial(self._settle, None, error)
         with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
-            self._loop.call_soon_threadsafe(settle)
+            self._loop.call_soon_threadsafe(self._settle, self._run())
         self._has_ended = True
         self._done.release()
 
@@ -94,22 +92,25 @@ class Job(Generic[Result]):
         """Let the callers go, if the job has not claimed its turn; return whether it is so."""
         if self._turn is None or not self._turn.give_up():
             return False
-        self._guard.cancel()
-        if not self.future.done():
-            self.future.set_exception(
-                StoreBusyError("another process or program holds the database's lock; try again")
-            )
+        busy = StoreBusyError("another process or program holds the database's lock; try again")
+        self._settle(partial(_raise, busy))
         return True
 
-    def _settle(self, result: Result | None, error: BaseException | None) -> None:
+    def _run(self) -> Outcome[Result]:
+        function, self._function = self._function, None
+        assert function is not None, "a job runs once"
+        try:
+            result = function()
+        except BaseException as error:
+            return partial(_raise, error)
+        return lambda: result
+
+    def _settle(self, outcome: Outcome[Result]) -> None:
         self._guard.cancel()
         self._before = None
-        if self.future.done():
-            return  # given up
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)  # type: ignore[arg-type]  # no error: there is a result
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:  # else it was given up
+            on_end(outcome)
 
     def _watch(self) -> None:
         """Give up where time is over; else give the thread the GIL where a busy loop starves it.
@@ -128,3 +129,7 @@ class Job(Generic[Result]):
             waiting = self._turn is not None and self._turn.waiting
             delay = GUARD_DELAY_WAITING if waiting else GUARD_DELAY
             self._guard = self._loop.call_later(delay, self._watch)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

@@ -25,7 +25,6 @@ from .errors import InvalidArgumentError
 from .lifecycle import Lifecycle
 from .models import (
     EARLIEST,
-    MICROSECONDS_A_DAY,
     Session,
     SessionRow,
     SessionStats,
@@ -108,7 +107,7 @@ class SessionManager(Lifecycle):
         if checked_id is None:
             return False
         change = await self._writer.submit(store.touch_session, checked_id, cutoffs, durable=False)
-        return bool(change.rows)
+        return change.touched is not None
 
     async def update_session(
         self,
@@ -268,10 +267,8 @@ class SessionManager(Lifecycle):
 
     async def get_session_stats(self) -> SessionStats:
         """Return the counts of sessions, of the cache, and the database's size in bytes."""
-        now = self._begin()
-        midnight = micros_to_text(now - now % MICROSECONDS_A_DAY)
-        cutoffs = self._expiry.cutoffs(now)
-        counts = await self._database.reader.run(store.count_sessions, midnight, cutoffs)
+        cutoffs = self._expiry.cutoffs(self._begin())
+        counts = await self._database.reader.run(store.count_sessions, cutoffs)
         return SessionStats(
             active_sessions=counts.by_status["active"],
             sessions_today=counts.started_today,

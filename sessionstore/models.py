@@ -13,23 +13,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict
 
 from .errors import InvalidArgumentError
 
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
-MICROSECONDS_A_DAY = 86_400_000_000
 
 
 def micros_from_text(text: str) -> int:
     """Turn the table's text into microseconds since the epoch."""
-    return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+    return _second_from_text(text[:19]) + int(text[20:])
 
 
 def micros_to_text(micros: int) -> str:
     """Turn microseconds since the epoch into the table's text, YYYY-MM-DD HH:MM:SS.ffffff."""
-    return (_EPOCH + timedelta(microseconds=micros)).isoformat(" ", "microseconds")
+    second, fraction = divmod(micros, 1_000_000)
+    return f"{_second_to_text(second)}.{fraction:06}"
+
+
+# Calls that come together mostly ask for the same few seconds: now, and what timed out just now.
+@lru_cache
+def _second_to_text(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).isoformat(" ", "seconds")
+
+
+@lru_cache
+def _second_from_text(text: str) -> int:
+    return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
 
 
 EARLIEST = micros_from_text("0001-01-01 00:00:00.000000")
@@ -87,6 +99,11 @@ class SessionRow(NamedTuple):
     data: str
     metadata: str
     interaction_count: int
+
+    def touched(self, moment: str) -> "SessionRow":
+        """Return what queries.UPDATE_SESSION_ACTIVITY makes of the row at that moment."""
+        before, data, metadata, count = self[:5], self.data, self.metadata, self.interaction_count
+        return SessionRow(*before, max(self.last_activity, moment), data, metadata, count + 1)
 
 
 class Session:

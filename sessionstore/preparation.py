@@ -57,6 +57,7 @@ def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: s
     if _set_wal(connection, turn) not in ("wal", "memory"):
         raise StorageError("the file system does not support SQLite's WAL; use a local disk")
     connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
+    connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
     connection.execute(queries.SET_BUSY_TIMEOUT)
 
 

@@ -16,15 +16,16 @@ _LIVE = """status = 'active'
    AND +last_activity > :idle_cutoff
    AND +started_at > :lifetime_cutoff"""
 
-# _LIVE turned round, in two halves that share no session: with OR, SQLite would read all active
-# ones. Without figures from ANALYZE it would do so for the first half, too, hence INDEXED BY.
-_FROM_IDLE = """FROM sessions INDEXED BY idx_sessions_activity
+# The active sessions that may have timed out, in two halves that share none: with OR, SQLite would
+# read all active ones. Without figures from ANALYZE it would do so for the first half, too, hence
+# INDEXED BY. Those of the second half have timed out; of the first, those that _LIVE leaves out.
+_FROM_DUE = """FROM sessions INDEXED BY idx_sessions_activity
  WHERE status = 'active'
-   AND last_activity <= :idle_cutoff"""
+   AND swept_activity <= :idle_cutoff"""
 _FROM_PAST_LIFETIME = """FROM sessions INDEXED BY idx_sessions_status
  WHERE status = 'active'
    AND started_at <= :lifetime_cutoff
-   AND +last_activity > :idle_cutoff"""
+   AND +swept_activity > :idle_cutoff"""
 
 # -- Transactions and settings ---------------------------------------------------------------------
 
@@ -35,6 +36,9 @@ ROLLBACK = "ROLLBACK"
 
 SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the WAL restarts
+SET_WAL_AUTOCHECKPOINT = (
+    "PRAGMA wal_autocheckpoint = 4000"  # pages; each is then written less often
+)
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
@@ -52,20 +56,20 @@ SELECT_DATA_VERSION = "PRAGMA data_version"
 INSERT_SESSION = """
 INSERT INTO sessions
        (id, child_id, status, started_at, ended_at, last_activity, data, metadata,
-        interaction_count)
+        interaction_count, swept_activity)
 VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, :metadata,
-        :interaction_count)
+        :interaction_count, :last_activity)
 """
 
 # Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
-# that has ended or timed out from coming back. max(): last_activity never moves backwards.
+# that has ended or timed out from coming back. max(): last_activity never moves backwards. Nothing is
+# returned: the cache knows what becomes of a row that it has, and fetching costs as much as updating.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
  WHERE id = :id
    AND {_LIVE}
-RETURNING {_COLUMNS}
 """
 
 # Serves update_session, first half: what the keys are merged into. By primary key.
@@ -98,10 +102,10 @@ UPDATE sessions
 RETURNING {_COLUMNS}
 """
 
-# Serves end_sessions. idx_sessions_active_child finds the active sessions of one child; without
-# figures from ANALYZE, SQLite would read those of all children.
+# Serves end_sessions. idx_sessions_child_id finds the active sessions of one child; without figures
+# from ANALYZE, SQLite might read those of all children.
 UPDATE_SESSIONS_ENDED_BY_CHILD = f"""
-UPDATE sessions INDEXED BY idx_sessions_active_child
+UPDATE sessions INDEXED BY idx_sessions_child_id
    SET status   = :status,
        ended_at = :now,
        metadata = json_set(metadata, '$.end_reason', :reason)
@@ -111,18 +115,18 @@ UPDATE sessions INDEXED BY idx_sessions_active_child
 RETURNING {_COLUMNS}
 """
 
-# Serves the sweep, first half.
-SELECT_SESSIONS_TIMED_OUT = f"""
+# Serves the sweep, first part: what has timed out, and what looked so to an earlier sweep.
+SELECT_SESSIONS_DUE = f"""
 SELECT {_COLUMNS}
-  {_FROM_IDLE}
+  {_FROM_DUE}
 UNION ALL
 SELECT {_COLUMNS}
   {_FROM_PAST_LIFETIME}
  LIMIT :limit
 """
 
-# Serves the sweep, second half, in the same transaction. By primary key. ended_at is bound for
-# each row, since SQLite's own date functions know milliseconds only.
+# Serves the sweep, second part, in the same transaction. By primary key. ended_at is bound for each
+# row, since SQLite's own date functions know milliseconds only.
 UPDATE_SESSION_TIMED_OUT = f"""
 UPDATE sessions
    SET status   = 'timeout',
@@ -130,6 +134,14 @@ UPDATE sessions
        metadata = json_set(metadata, '$.end_reason', 'timeout')
  WHERE id = :id
 RETURNING {_COLUMNS}
+"""
+
+# Serves the sweep, third part, in the same transaction: those that are alive are not due again before
+# they could time out. By primary key.
+UPDATE_SESSIONS_SWEPT = """
+UPDATE sessions
+   SET swept_activity = last_activity
+ WHERE id IN (SELECT value FROM json_each(:ids))
 """
 
 # Serves delete_session. By primary key, whatever the status.
@@ -172,10 +184,10 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The same for one child. idx_sessions_active_child, whatever ANALYZE has seen.
+# The same for one child. idx_sessions_child_id, whatever ANALYZE has seen.
 SELECT_ACTIVE_SESSIONS_BY_CHILD = f"""
 SELECT {_COLUMNS}
-  FROM sessions INDEXED BY idx_sessions_active_child
+  FROM sessions INDEXED BY idx_sessions_child_id
  WHERE child_id = :child_id
    AND {_LIVE}
    AND (started_at, id) > (:after_started_at, :after_id)
@@ -183,11 +195,28 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# Serves get_sessions_for_child. idx_sessions_child_id, read backwards.
+# Serves get_sessions_for_child. SQLite reads idx_sessions_child_id backwards for each status and
+# merges the four, no further than the limit asks.
 SELECT_SESSIONS_BY_CHILD = f"""
 SELECT {_COLUMNS}
   FROM sessions
  WHERE child_id = :child_id
+   AND status = 'active'
+UNION ALL
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE child_id = :child_id
+   AND status = 'ended'
+UNION ALL
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE child_id = :child_id
+   AND status = 'timeout'
+UNION ALL
+SELECT {_COLUMNS}
+  FROM sessions
+ WHERE child_id = :child_id
+   AND status = 'error'
  ORDER BY started_at DESC, id DESC
  LIMIT :limit
 """
@@ -204,24 +233,18 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The four below serve get_session_stats, in one read transaction. The first walks
-# idx_sessions_status from end to end; the others look ranges up.
+# The three below serve get_session_stats, in one read transaction. The first reads the counters that
+# triggers keep, a few for each day; the second what no sweep has looked at since it came due.
 COUNT_SESSIONS_BY_STATUS = """
-SELECT status, count(*)
-  FROM sessions
+SELECT status, sum(sessions), sum(iif(day >= :today, sessions, 0))
+  FROM sessionstore_counts
  GROUP BY status
 """
 
 COUNT_SESSIONS_TIMED_OUT = f"""
-SELECT (SELECT count(*) {_FROM_IDLE})
+SELECT (SELECT count(*) {_FROM_DUE}
+           AND (last_activity <= :idle_cutoff OR started_at <= :lifetime_cutoff))
        + (SELECT count(*) {_FROM_PAST_LIFETIME})
-"""
-
-COUNT_SESSIONS_STARTED_SINCE = """
-SELECT count(*)
-  FROM sessions
- WHERE status IN ('active', 'ended', 'timeout', 'error')
-   AND started_at >= :midnight
 """
 
 SELECT_DATABASE_BYTES = """

@@ -8,16 +8,16 @@ writer after COMMIT, and believed only while coherence says so.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from . import store
 from .cache import LRUCache
 from .coherence import Coherence, slot_of
-from .concurrency import Batcher, Begun
+from .concurrency import Batcher, Finish, Outcome
 from .database import Database
 from .models import Expiry, Session, SessionRow, session_at
-from .writer import Change
+from .writer import Change, Commit
 
 CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
 
@@ -104,15 +104,36 @@ class Reader:
             cached = await self._batcher.submit(session_id)
         return None if cached is None else session_at(cached[0], cached[1], now)
 
-    def remember(self, change: Change, word: int) -> None:
+    def remember(self, commit: Commit) -> None:
         """Keep the live rows of a commit, and drop what ended or was erased."""
-        for row in change.rows:
-            if row.status == "active":
-                self._keep(self._as_cached(row, word))
-            else:
-                self._cache.pop(row.id, None)
-        for session_id in change.erased:
-            self._cache.pop(session_id, None)
+        kept: set[str] = set()  # as this commit has them, so far
+        for change in commit.results:
+            if not isinstance(change, Change):
+                continue
+            if change.touched is not None:
+                self._touch(change.touched, change.touched_at, commit, kept)
+            for row in change.rows:
+                if row.status == "active":
+                    self._keep(self._as_cached(row, commit.word))
+                    kept.add(row.id)
+                else:
+                    self._cache.pop(row.id, None)
+            for session_id in change.erased:
+                self._cache.pop(session_id, None)
+
+    def _touch(self, session_id: str, moment: str, commit: Commit, kept: set[str]) -> None:
+        """Do to the cached row what the commit did to the one in the file.
+
+        The cached one must be that of before, or one that had its other changes here. One that has
+        the commit's word already, but not from here, was read after the COMMIT: it has all of them.
+        """
+        cached = self._cache.get(session_id)
+        if cached is None:
+            return
+        row, _, _, slot, word = cached
+        if word == commit.words_before.get(slot) or session_id in kept:
+            self._keep(self._as_cached(row.touched(moment), commit.word))
+            kept.add(session_id)
 
     async def notice_foreign_commits(self) -> None:
         """Empty the cache where a connection other than our writer has committed.
@@ -134,14 +155,23 @@ class Reader:
         """Finish the loads that were begun, and refuse new ones."""
         await self._batcher.close()
 
-    def _begin(self, session_ids: list[str], _: float) -> Begun[CachedRow | None]:
+    def _begin(self, session_ids: list[str], _: float, finish: Finish[CachedRow | None]) -> None:
         words = {id_: self._coherence.word(slot_of(id_)) for id_ in session_ids}
-        job = self._database.reader.begin(store.select_sessions, list(words))
-        return job.future, partial(self._conclude, session_ids, words, self._era)
+        conclude = partial(self._conclude, session_ids, words, self._era)
+        self._database.reader.begin(
+            store.select_sessions,
+            list(words),
+            on_end=lambda outcome: finish(partial(conclude, outcome)),
+        )
 
     def _conclude(
-        self, session_ids: list[str], words: dict[str, int], era: int, rows: dict[str, SessionRow]
-    ) -> Sequence[CachedRow | Exception | None]:
+        self,
+        session_ids: list[str],
+        words: dict[str, int],
+        era: int,
+        outcome: Outcome[dict[str, SessionRow]],
+    ) -> list[CachedRow | None]:
+        rows = outcome()
         found = {id_: self._as_cached(rows[id_], words[id_]) for id_ in words if id_ in rows}
         if era == self._era:
             for cached in found.values():

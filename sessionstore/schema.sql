@@ -12,6 +12,7 @@ CREATE TABLE sessions (
     data              TEXT NOT NULL DEFAULT '{}',    -- JSON object
     metadata          TEXT NOT NULL DEFAULT '{}',    -- JSON object
     interaction_count INTEGER NOT NULL DEFAULT 0,
+    swept_activity    DATETIME NOT NULL DEFAULT '',  -- last_activity when a sweep last looked at it
 
     CONSTRAINT sessions_id_is_text
         CHECK (typeof(id) = 'text' AND length(id) BETWEEN 1 AND 36),
@@ -44,17 +45,61 @@ CREATE TABLE sessions (
         CHECK (typeof(interaction_count) = 'integer' AND interaction_count >= 0)
 );
 
--- Serves get_sessions_for_child: the sessions of one child, started last first.
-CREATE INDEX idx_sessions_child_id ON sessions (child_id, started_at, id);
+-- Serves get_active_sessions(child_id), end_sessions and, a status at a time, get_sessions_for_child.
+CREATE INDEX idx_sessions_child_id ON sessions (child_id, status, started_at, id);
 
--- Serves get_active_sessions(child_id) and end_sessions: a child's few active sessions among its many.
-CREATE INDEX idx_sessions_active_child ON sessions (child_id, started_at, id) WHERE status = 'active';
-
--- Serves get_active_sessions() in the order of starting, the sweep by max_lifetime, and the counts.
+-- Serves get_active_sessions() in the order of starting, and the sweep by max_lifetime.
 CREATE INDEX idx_sessions_status ON sessions (status, started_at, id);
 
--- Serves the sweep by idle time. Partial: sessions that have ended are not in it.
-CREATE INDEX idx_sessions_activity ON sessions (last_activity) WHERE status = 'active';
+-- Serves the sweep by idle time. Not on last_activity: each activity would then write the index, too.
+-- swept_activity stays behind, and a sweep that finds the session alive moves it on.
+CREATE INDEX idx_sessions_activity ON sessions (swept_activity) WHERE status = 'active';
 
 -- Serves purge_ended_sessions: those that ended longest ago first.
 CREATE INDEX idx_sessions_ended_at ON sessions (ended_at) WHERE ended_at IS NOT NULL;
+
+-- Another program may set last_activity back: the sweep must find the session all the same.
+CREATE TRIGGER sessions_activity_went_back AFTER UPDATE OF last_activity ON sessions
+WHEN new.last_activity < new.swept_activity
+BEGIN
+    UPDATE sessions
+       SET swept_activity = new.last_activity
+     WHERE id = new.id;
+END;
+
+-- Serves get_session_stats, which would have to count all sessions otherwise. Kept by the triggers
+-- below, whoever writes; activity fires none of them.
+CREATE TABLE sessionstore_counts (
+    day      DATE NOT NULL,         -- on which the sessions started, UTC
+    status   VARCHAR(20) NOT NULL,
+    sessions INTEGER NOT NULL,
+
+    PRIMARY KEY (day, status)
+) WITHOUT ROWID;
+
+CREATE TRIGGER sessions_inserted AFTER INSERT ON sessions
+BEGIN
+    INSERT INTO sessionstore_counts (day, status, sessions)
+    VALUES (substr(new.started_at, 1, 10), new.status, 1)
+        ON CONFLICT (day, status) DO UPDATE SET sessions = sessions + 1;
+END;
+
+CREATE TRIGGER sessions_deleted AFTER DELETE ON sessions
+BEGIN
+    UPDATE sessionstore_counts
+       SET sessions = sessions - 1
+     WHERE day = substr(old.started_at, 1, 10)
+       AND status = old.status;
+END;
+
+CREATE TRIGGER sessions_changed AFTER UPDATE OF status, started_at ON sessions
+WHEN new.status <> old.status OR new.started_at <> old.started_at
+BEGIN
+    UPDATE sessionstore_counts
+       SET sessions = sessions - 1
+     WHERE day = substr(old.started_at, 1, 10)
+       AND status = old.status;
+    INSERT INTO sessionstore_counts (day, status, sessions)
+    VALUES (substr(new.started_at, 1, 10), new.status, 1)
+        ON CONFLICT (day, status) DO UPDATE SET sessions = sessions + 1;
+END;

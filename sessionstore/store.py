@@ -17,7 +17,7 @@ from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
 from .models import Expiry, SessionRow, SessionStatus, micros_to_text
 from .transactions import transaction
-from .writer import Change
+from .writer import NO_CHANGE, Change
 
 
 class Counts(NamedTuple):
@@ -38,7 +38,10 @@ def touch_session(
     connection: sqlite3.Connection, session_id: str, cutoffs: Mapping[str, str]
 ) -> Change:
     """Move last_activity of a live session to now and count an interaction."""
-    return _change(connection, queries.UPDATE_SESSION_ACTIVITY, {"id": session_id, **cutoffs})
+    parameters = {"id": session_id, **cutoffs}
+    if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
+        return NO_CHANGE
+    return Change(touched=session_id, touched_at=cutoffs["now"])
 
 
 def merge_session(
@@ -57,7 +60,7 @@ def merge_session(
     parameters = {"id": session_id, **cutoffs}
     rows = _rows(connection, queries.SELECT_LIVE_SESSION_BY_ID, parameters)
     if not rows:
-        return Change()
+        return NO_CHANGE
     try:
         merged = {**json.loads(rows[0].data), **json.loads(data)}
         for key in remove:
@@ -101,15 +104,23 @@ def end_sessions_of_child(
 def time_out_sessions(
     connection: sqlite3.Connection, expiry: Expiry, now: int, limit: int
 ) -> Change:
-    """Mark up to limit sessions that have timed out, each as ended when it expired."""
-    parameters = {"limit": limit, **expiry.cutoffs(now)}
+    """Of up to limit sessions that are due, mark those that have timed out, as ended when they did.
+
+    The others got activity since they came due, and will be due again when they may have timed out.
+    """
+    due = _rows(connection, queries.SELECT_SESSIONS_DUE, {"limit": limit, **expiry.cutoffs(now)})
     rows: list[SessionRow] = []
-    for row in _rows(connection, queries.SELECT_SESSIONS_TIMED_OUT, parameters):
-        ended_at = micros_to_text(expiry.expires_at(row))
-        rows += _rows(
-            connection, queries.UPDATE_SESSION_TIMED_OUT, {"id": row.id, "ended_at": ended_at}
-        )
-    return Change(rows)
+    alive: list[str] = []
+    for row in due:
+        expires_at = expiry.expires_at(row)
+        if expires_at > now:
+            alive.append(row.id)
+            continue
+        parameters = {"id": row.id, "ended_at": micros_to_text(expires_at)}
+        rows += _rows(connection, queries.UPDATE_SESSION_TIMED_OUT, parameters)
+    if alive:
+        connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
+    return Change(rows, is_all=len(due) < limit)
 
 
 def delete_session(connection: sqlite3.Connection, session_id: str) -> Change:
@@ -122,7 +133,7 @@ def purge_sessions(connection: sqlite3.Connection, cutoff: str, limit: int) -> C
     """Erase up to limit sessions that ended at the cutoff or before it."""
     parameters = {"cutoff": cutoff, "limit": limit}
     erased = connection.execute(queries.DELETE_SESSIONS_ENDED_BEFORE, parameters).fetchall()
-    return Change(erased=[id_ for (id_,) in erased])
+    return Change(erased=[id_ for (id_,) in erased], is_all=len(erased) < limit)
 
 
 def select_sessions(
@@ -173,19 +184,22 @@ def select_sessions_by_filter(
     return _rows(connection, queries.SELECT_SESSIONS_BY_FILTER, parameters)
 
 
-def count_sessions(
-    connection: sqlite3.Connection, midnight: str, cutoffs: Mapping[str, str]
-) -> Counts:
+def count_sessions(connection: sqlite3.Connection, cutoffs: Mapping[str, str]) -> Counts:
     """Count the sessions by status, those that have timed out but were not swept as timed out."""
     by_status = dict.fromkeys(map(str, SessionStatus), 0)
+    started_today = 0
     with transaction(connection, begin=queries.BEGIN_READ):
-        by_status.update(connection.execute(queries.COUNT_SESSIONS_BY_STATUS).fetchall())
+        today = {"today": cutoffs["now"][:10]}
+        for status, count, since_midnight in connection.execute(
+            queries.COUNT_SESSIONS_BY_STATUS, today
+        ).fetchall():
+            by_status[status] = count
+            started_today += since_midnight
         unswept = _count(connection, queries.COUNT_SESSIONS_TIMED_OUT, cutoffs)
-        today = _count(connection, queries.COUNT_SESSIONS_STARTED_SINCE, {"midnight": midnight})
         size = _count(connection, queries.SELECT_DATABASE_BYTES, {})
     by_status["active"] -= unswept
     by_status["timeout"] += unswept
-    return Counts(by_status, today, size)
+    return Counts(by_status, started_today, size)
 
 
 def read_data_version(connection: sqlite3.Connection, turn: Turn) -> int:

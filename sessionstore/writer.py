@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Group commit: writes of all tasks, gathered and committed as one transaction.
 
-A write is a function of store.py; its result is a Change: the rows as they are now and the ids that
-are gone. A caller gets its Change only after COMMIT, and after the cache has been told. Where an
-operation fails, the batch is rolled back and replayed one by one, so that only its own caller sees
-the error. Nothing is known here of what an operation does.
+A write is a function of store.py; its result is a Change: what it did to which sessions. A caller
+gets its Change only after COMMIT, and after the cache has been told. Where an operation fails, the
+batch is rolled back and replayed one by one, so that only its own caller sees the error. Nothing is
+known here of what an operation does.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVarTuple
 
 from . import queries
 from .coherence import Coherence, slot_of
-from .concurrency import Batcher, Begun
+from .concurrency import Batcher, Finish, Outcome
 from .database import Database, translate
 from .errors import SessionStoreError, StoreBusyError
 from .jobs import Turn
@@ -24,29 +25,35 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Change(NamedTuple):
-    """What a write did: the changed rows as they are now, and the ids of the erased ones."""
+    """What a write did."""
 
-    rows: Sequence[SessionRow] = ()
-    erased: Sequence[str] = ()
+    rows: Sequence[SessionRow] = ()  # the changed ones, as they are now
+    touched: str | None = None  # the id of a session that got an interaction at the moment below
+    touched_at: str = ""
+    erased: Sequence[str] = ()  # the ids of sessions that are gone
+    is_all: bool = True  # whether a bounded operation, one of a sweep, has found all there was
 
     def slots(self) -> list[int]:
-        """Return the slots of all sessions that were touched."""
+        """Return the slots of all sessions that were changed."""
+        if self.touched is not None:
+            return [slot_of(self.touched)]
         return [slot_of(row.id) for row in self.rows] + [slot_of(id_) for id_ in self.erased]
 
 
-class Operation(NamedTuple):
-    """A write on its way: it must survive a power cut (durable), or a crash of the process only."""
+NO_CHANGE = Change()
 
-    apply: Callable[..., Change]
-    arguments: tuple[Any, ...]
-    durable: bool
+
+# A write on its way: the function, its arguments, and whether it must survive a power cut (True), or
+# a crash of the process only.
+Operation = tuple[Callable[..., Change], tuple[Any, ...], bool]
 
 
 class Commit(NamedTuple):
-    """What became of an operation, and the word of its slots if it was committed."""
+    """What became of operations, and the words of their slots, if they were committed."""
 
-    outcome: Change | Exception
-    word: int = 0
+    results: Sequence[Change | Exception]
+    word: int = 0  # of all slots that they changed, from now on
+    words_before: Mapping[int, int] = {}  # by slot, from before they began
 
 
 class Writer:
@@ -55,39 +62,42 @@ class Writer:
     def __init__(
         self,
         database: Database,
-        on_commit: Callable[[Change, int], None],
+        on_commit: Callable[[Commit], None],
     ) -> None:
         self._database = database
         self._on_commit = on_commit
         self._batcher = Batcher[Operation, Change](self._begin)
 
-    async def submit(
+    def submit(
         self,
         apply: Callable[[sqlite3.Connection, *Arguments], Change],
         *arguments: *Arguments,
         durable: bool,
-    ) -> Change:
-        """Commit one operation and return its change.
+    ) -> Awaitable[Change]:
+        """Commit one operation; awaiting gives its change.
 
         Cancelling the caller leaves it open whether the write happens.
         """
-        return await self._batcher.submit(Operation(apply, arguments, durable))
+        return self._batcher.submit((apply, arguments, durable))
 
     async def close(self) -> None:
         """Commit what was accepted, and refuse the rest."""
         await self._batcher.close()
 
-    def _begin(self, operations: list[Operation], waited: float) -> Begun[Change]:
-        job = self._database.begin_write(
-            _commit_batch, operations, self._database.coherence, waited=waited
+    def _begin(self, operations: list[Operation], waited: float, finish: Finish[Change]) -> None:
+        self._database.begin_write(
+            _commit_batch,
+            operations,
+            self._database.coherence,
+            waited=waited,
+            on_end=lambda outcome: finish(partial(self._conclude, outcome)),
         )
-        return job.future, self._conclude
 
-    def _conclude(self, commits: list[Commit]) -> list[Change | Exception]:
+    def _conclude(self, outcome: Outcome[list[Commit]]) -> list[Change | Exception]:
+        commits = outcome()
         for commit in commits:
-            if isinstance(commit.outcome, Change):
-                self._on_commit(commit.outcome, commit.word)
-        return [commit.outcome for commit in commits]
+            self._on_commit(commit)
+        return [result for commit in commits for result in commit.results]
 
 
 def _commit_batch(
@@ -96,12 +106,12 @@ def _commit_batch(
     """Commit the operations together, or where one of them fails, each by itself."""
     if len(operations) > 1:
         try:
-            return _commit_together(connection, turn, operations, coherence)
+            return [_commit_together(connection, turn, operations, coherence)]
         except StoreBusyError:  # given up: each by itself would be, too
             raise
         except sqlite3.OperationalError as error:
             if is_busy(error):  # each by itself would wait as long
-                return [Commit(translate(error)) for _ in operations]
+                return [Commit([translate(error)] * len(operations))]
         except Exception:  # noqa: S110  # the replay below meets it again, and tells whose it is
             pass
     return [_commit_alone(connection, turn, operation, coherence) for operation in operations]
@@ -111,35 +121,36 @@ def _commit_alone(
     connection: sqlite3.Connection, turn: Turn, operation: Operation, coherence: Coherence
 ) -> Commit:
     try:
-        return _commit_together(connection, turn, [operation], coherence)[0]
+        return _commit_together(connection, turn, [operation], coherence)
     except sqlite3.Error as error:
-        return Commit(translate(error))
+        return Commit([translate(error)])
     except Exception as error:
-        return Commit(error)
+        return Commit([error])
 
 
 def _commit_together(
     connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
-) -> list[Commit]:
+) -> Commit:
     """Run the operations in one transaction, with the slots in flight round its COMMIT."""
-    durable = any(operation.durable for operation in operations)
+    durable = any(durable for _, _, durable in operations)
     connection.execute(queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL)
-    slots: list[int] = []
+    words_before: dict[int, int] = {}
     try:
         with transaction(connection, turn):
-            outcomes = [_apply(connection, operation) for operation in operations]
-            for outcome in outcomes:
-                if isinstance(outcome, Change):
-                    slots += outcome.slots()
-            coherence.begin(slots)
+            results = [_apply(connection, operation) for operation in operations]
+            for result in results:
+                if isinstance(result, Change):
+                    words_before |= {slot: coherence.word(slot) for slot in result.slots()}
+            coherence.begin(words_before)
     finally:
-        word = coherence.settle(slots)
-    return [Commit(outcome, word) for outcome in outcomes]
+        word = coherence.settle(words_before)
+    return Commit(results, word, words_before)
 
 
-def _apply(connection: sqlite3.Connection, operation: Operation) -> Change | SessionStoreError:
+def _apply(connection: sqlite3.Connection, operation: Operation) -> Change | Exception:
     """Apply an operation. One that refuses does so before it writes: there is nothing to undo."""
+    apply, arguments, _ = operation
     try:
-        return operation.apply(connection, *operation.arguments)
+        return apply(connection, *arguments)
     except SessionStoreError as refusal:
         return refusal
