@@ -20,6 +20,7 @@ MAX_DEPTH = 64
 MAX_ID_LENGTH = 36
 MAX_TEXT = 255
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _URL_SCHEMES = ("sqlite://", "sqlite+aiosqlite://")
 
 
@@ -120,7 +121,7 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
 
 def dump_object(name: str, plain: dict[str, Any], max_bytes: int) -> str:
     """Return a dict that has been checked before as JSON, if it is not too large."""
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _ENCODER.encode(plain)
     size = _check_characters(name, text)
     if size > max_bytes:
         raise _too_large(name, max_bytes)

@@ -81,6 +81,7 @@ class Coherence:
         """Take the resolved path of the database, or None for one in memory."""
         self._path = None if database is None else f"{database}-lock"
         self._descriptor = -1
+        self._identity = (-1, -1)  # of the file behind the descriptor: its device and inode
         self.words = _words_in_memory() if database is None else _NO_WORDS
 
     @property
@@ -144,8 +145,9 @@ class Coherence:
             known = self._descriptor >= 0
             if not known:
                 self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._identity = _identity(os.fstat(self._descriptor))
             _wait_for(self._descriptor, turn)
-            if _is_at(path, self._descriptor):
+            if self._is_at(path):
                 if not known:
                     self.words = _map(self._descriptor)
                 return
@@ -156,11 +158,18 @@ class Coherence:
 
     def _unlock(self, path: str, turn: Turn) -> None:
         """Let go of the lock, but not before those on a file that has come meanwhile are told."""
-        if not _is_at(path, self._descriptor):
+        if not self._is_at(path):
             self._lock(path, turn)
             self.begin(range(SLOTS))
             self.settle(range(SLOTS))
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _is_at(self, path: str) -> bool:
+        """Say whether the file that was opened is still the one at the path."""
+        try:
+            return _identity(os.stat(path)) == self._identity
+        except FileNotFoundError:
+            return False
 
     def _lock_for_life(self, path: str) -> None:
         """Keep every other process from the file until close."""
@@ -176,11 +185,8 @@ class Coherence:
         self.words = _words_in_memory()
 
 
-def _is_at(path: str, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _words_in_memory() -> memoryview:

@@ -67,7 +67,7 @@ class Job(Generic[Result]):
         """Take the function, its turn if it needs a lock, and the job before it on the thread."""
         self._before = before
         self._loop = asyncio.get_running_loop()
-        self._function: Outcome[Result] | None = function
+        self._function = function
         self._on_end: Callable[[Outcome[Result]], object] | None = on_end
         self._turn = turn
         self._deadline = self._loop.time() + turn.patience if turn is not None else None
@@ -97,8 +97,8 @@ class Job(Generic[Result]):
         return True
 
     def _run(self) -> Outcome[Result]:
-        function, self._function = self._function, None
-        assert function is not None, "a job runs once"
+        function = self._function
+        del self._function
         try:
             result = function()
         except BaseException as error:

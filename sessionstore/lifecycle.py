@@ -123,10 +123,7 @@ class Lifecycle:
             except BaseException:
                 _open_stores.discard(self)
                 raise
-            loop = asyncio.get_running_loop()
-            self._reader = Reader(
-                database, self._expiry, self._cache_size, self._clock, loop.is_running
-            )
+            self._reader = Reader(database, self._expiry, self._cache_size, self._clock)
             self._recall = self._reader.recall
             self._writer = Writer(database, self._reader.remember)
             self._ender = Ender(self._writer, self._expiry, self._on_end)
@@ -134,7 +131,7 @@ class Lifecycle:
             if self._sweep_interval is not None:
                 self._sweeper = Sweeper(self._sweep, self._sweep_interval / 1_000_000)
                 self._sweeper.start()
-            self._loop = loop
+            self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
         """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.

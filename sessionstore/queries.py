@@ -62,8 +62,8 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
 """
 
 # Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
-# that has ended or timed out from coming back. max(): last_activity never moves backwards. Nothing is
-# returned: the cache knows what becomes of a row that it has, and fetching costs as much as updating.
+# that has ended or timed out from coming back. max(): last_activity never moves backwards. The row
+# is not returned, since fetching it would cost as much as the update: SessionRow.touched knows it.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
@@ -136,8 +136,8 @@ UPDATE sessions
 RETURNING {_COLUMNS}
 """
 
-# Serves the sweep, third part, in the same transaction: those that are alive are not due again before
-# they could time out. By primary key.
+# Serves the sweep, third part, in the same transaction: those that are alive come due again when
+# they may have timed out. By primary key.
 UPDATE_SESSIONS_SWEPT = """
 UPDATE sessions
    SET swept_activity = last_activity
@@ -233,8 +233,8 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The three below serve get_session_stats, in one read transaction. The first reads the counters that
-# triggers keep, a few for each day; the second what no sweep has looked at since it came due.
+# The three below serve get_session_stats, in one read transaction. The first reads counters that
+# triggers keep, a few for each day; the second what has come due since the last sweep.
 COUNT_SESSIONS_BY_STATUS = """
 SELECT status, sum(sessions), sum(iif(day >= :today, sessions, 0))
   FROM sessionstore_counts

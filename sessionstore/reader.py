@@ -32,7 +32,6 @@ def make_recall(
     cache: LRUCache[CachedRow],
     coherence: Coherence,
     clock: Callable[[], float],
-    is_running: Callable[[], bool],
 ) -> tuple[Callable[[str], Session | None], Callable[[], int]]:
     """Return the function that serves hits, and one that counts them.
 
@@ -47,7 +46,7 @@ def make_recall(
         nonlocal hits
         try:
             _, _, true_until, slot, word = cached = cache[session_id]
-            if coherence.words[slot] == word and clock() < true_until and is_running():
+            if coherence.words[slot] == word and clock() < true_until:
                 touch(session_id)
                 hits += 1
                 session = Session()
@@ -69,16 +68,12 @@ class Reader:
         expiry: Expiry,
         cache_size: int,
         clock: Callable[[], float],
-        is_running: Callable[[], bool],
     ) -> None:
-        """Take the clock, and what says whether the event loop of the store is running."""
         self._database = database
         self._coherence = database.coherence
         self._expiry = expiry
         self._cache: LRUCache[CachedRow] = LRUCache(cache_size)
-        self.recall, self._count_recalls = make_recall(
-            self._cache, self._coherence, clock, is_running
-        )
+        self.recall, self._count_recalls = make_recall(self._cache, self._coherence, clock)
         self._batcher = Batcher[str, CachedRow | None](self._begin)
         self._data_version: int | None = None  # at the last sweep
         self._era = 0  # that ends when all is forgotten
@@ -114,7 +109,7 @@ class Reader:
                 self._touch(change.touched, change.touched_at, commit, kept)
             for row in change.rows:
                 if row.status == "active":
-                    self._keep(self._as_cached(row, commit.word))
+                    self._keep(self._as_cached(row, slot_of(row.id), commit.word))
                     kept.add(row.id)
                 else:
                     self._cache.pop(row.id, None)
@@ -132,7 +127,7 @@ class Reader:
             return
         row, _, _, slot, word = cached
         if word == commit.words_before.get(slot) or session_id in kept:
-            self._keep(self._as_cached(row.touched(moment), commit.word))
+            self._keep(self._as_cached(row.touched(moment), slot, commit.word))
             kept.add(session_id)
 
     async def notice_foreign_commits(self) -> None:
@@ -156,32 +151,35 @@ class Reader:
         await self._batcher.close()
 
     def _begin(self, session_ids: list[str], _: float, finish: Finish[CachedRow | None]) -> None:
-        words = {id_: self._coherence.word(slot_of(id_)) for id_ in session_ids}
-        conclude = partial(self._conclude, session_ids, words, self._era)
+        slots = {id_: slot_of(id_) for id_ in session_ids}
+        words = {slot: self._coherence.word(slot) for slot in slots.values()}
+        conclude = partial(self._conclude, session_ids, slots, words, self._era)
         self._database.reader.begin(
             store.select_sessions,
-            list(words),
+            list(slots),
             on_end=lambda outcome: finish(partial(conclude, outcome)),
         )
 
     def _conclude(
         self,
         session_ids: list[str],
-        words: dict[str, int],
+        slots: dict[str, int],
+        words: dict[int, int],
         era: int,
-        outcome: Outcome[dict[str, SessionRow]],
+        outcome: Outcome[list[SessionRow]],
     ) -> list[CachedRow | None]:
-        rows = outcome()
-        found = {id_: self._as_cached(rows[id_], words[id_]) for id_ in words if id_ in rows}
-        if era == self._era:
-            for cached in found.values():
+        found: dict[str, CachedRow] = {}
+        for row in outcome():
+            slot = slots[row.id]
+            found[row.id] = cached = self._as_cached(row, slot, words[slot])
+            if era == self._era:
                 self._keep(cached)
         return [found.get(id_) for id_ in session_ids]
 
-    def _as_cached(self, row: SessionRow, word: int) -> CachedRow:
+    def _as_cached(self, row: SessionRow, slot: int, word: int) -> CachedRow:
         expires_at = self._expiry.expires_at(row)
         true_until = expires_at / 1_000_000 - CLOCK_ROUNDING if row.status == "active" else math.inf
-        return row, expires_at, true_until, slot_of(row.id), word
+        return row, expires_at, true_until, slot, word
 
     def _keep(self, cached: CachedRow) -> None:
         row, _, _, slot, word = cached

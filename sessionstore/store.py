@@ -136,12 +136,9 @@ def purge_sessions(connection: sqlite3.Connection, cutoff: str, limit: int) -> C
     return Change(erased=[id_ for (id_,) in erased], is_all=len(erased) < limit)
 
 
-def select_sessions(
-    connection: sqlite3.Connection, session_ids: Iterable[str]
-) -> dict[str, SessionRow]:
-    """Return the rows with these ids, by id, whatever their status."""
-    parameters = {"ids": json.dumps(list(session_ids))}
-    return {row.id: row for row in _rows(connection, queries.SELECT_SESSIONS_BY_IDS, parameters)}
+def select_sessions(connection: sqlite3.Connection, session_ids: list[str]) -> list[SessionRow]:
+    """Return the rows with these ids, whatever their status."""
+    return _rows(connection, queries.SELECT_SESSIONS_BY_IDS, {"ids": json.dumps(session_ids)})
 
 
 def select_active_sessions(

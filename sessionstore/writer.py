@@ -43,8 +43,8 @@ class Change(NamedTuple):
 NO_CHANGE = Change()
 
 
-# A write on its way: the function, its arguments, and whether it must survive a power cut (True), or
-# a crash of the process only.
+# A write on its way: the function, its arguments, and whether it must survive a power cut, or a
+# crash of the process only.
 Operation = tuple[Callable[..., Change], tuple[Any, ...], bool]
 
 

@@ -35,9 +35,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from sessionstore import SessionManager, reader, store
-from sessionstore.coherence import Coherence, slot_of
+from sessionstore.coherence import Coherence
 from sessionstore.models import SessionRow
-from sessionstore.writer import Change
+from sessionstore.writer import Change, Commit
 
 ROOT = Path(__file__).parents[1]
 DAY = 86_400.0
@@ -212,19 +212,21 @@ def note_late() -> None:
     """Note the words a little after the SELECT. All that is cached comes from one."""
     select, as_cached = store.select_sessions, reader.Reader._as_cached
 
-    def select_slowly(
-        connection: sqlite3.Connection, session_ids: Iterable[str]
-    ) -> dict[str, SessionRow]:
+    def select_slowly(connection: sqlite3.Connection, session_ids: list[str]) -> list[SessionRow]:
         rows = select(connection, session_ids)
         time.sleep(0.002)
         return rows
 
-    def as_cached_late(self: reader.Reader, row: SessionRow, word: int) -> reader.CachedRow:
-        return as_cached(self, row, self._coherence.word(slot_of(row.id)))
+    def as_cached_late(
+        self: reader.Reader, row: SessionRow, slot: int, word: int
+    ) -> reader.CachedRow:
+        return as_cached(self, row, slot, self._coherence.word(slot))
 
-    def keep_nothing(self: reader.Reader, change: Change, word: int) -> None:
-        for row in change.rows:
-            self._cache.pop(row.id, None)
+    def keep_nothing(self: reader.Reader, commit: Commit) -> None:
+        for change in commit.results:
+            if isinstance(change, Change):
+                for row in change.rows:
+                    self._cache.pop(row.id, None)
 
     store.select_sessions = select_slowly
     reader.Reader._as_cached = as_cached_late  # type: ignore[method-assign]

@@ -103,6 +103,11 @@ def failing(times: int) -> Callable[[sqlite3.Connection], Change]:
     return fail
 
 
+async def submit(sessions: SessionManager, apply: Callable[[sqlite3.Connection], Change]) -> Change:
+    """Write an operation of a test's own, in its turn among other calls."""
+    return await sessions._writer.submit(apply, durable=True)
+
+
 async def test_a_failing_operation_fails_alone(database: Path, clock: FakeClock) -> None:
     """The batch is rolled back and replayed: only the bad operation's caller sees its error."""
     async with SessionManager(database, clock=clock) as sessions:
@@ -111,7 +116,7 @@ async def test_a_failing_operation_fails_alone(database: Path, clock: FakeClock)
         seen = await trace(sessions)
         results = await asyncio.gather(
             sessions.update_activity(id_),
-            sessions._writer.submit(failing(9), durable=True),
+            submit(sessions, failing(9)),
             sessions.create_session("lina"),
             sessions.end_session(id_),
             return_exceptions=True,
@@ -142,7 +147,7 @@ async def test_a_failure_that_passes_costs_nobody_anything(
         id_ = await sessions.create_session("lina")
         results = await asyncio.gather(
             *(sessions.update_activity(id_) for _ in range(10)),
-            sessions._writer.submit(failing(1), durable=True),
+            submit(sessions, failing(1)),
         )
         assert results == [True] * 10 + [Change()]
         session = await sessions.get_session(id_)
@@ -161,7 +166,7 @@ async def test_a_rollback_by_sqlite_itself_is_noticed(database: Path, clock: Fak
         id_ = await sessions.create_session("lina")
         results = await asyncio.gather(
             sessions.update_activity(id_),
-            sessions._writer.submit(lose, durable=False),
+            submit(sessions, lose),
             sessions.update_activity(id_),
             return_exceptions=True,
         )
