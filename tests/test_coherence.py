@@ -11,6 +11,8 @@ import pytest
 
 from sessionstore import SessionManager, store
 from sessionstore.coherence import SLOTS, Coherence, slot_of
+from sessionstore.models import micros_to_text
+from sessionstore.writer import Change, Commit
 
 from .conftest import FakeClock
 
@@ -135,3 +137,66 @@ async def test_a_row_that_has_timed_out_in_the_cache_is_checked_too(
         assert timed_out.status == "timeout"
         assert await other.delete_session(id_)
         assert await one.get_session(id_) is None
+
+
+async def test_touches_keep_the_cache_true(database: Path, clock: FakeClock) -> None:
+    """Touches and updates of one session in one batch leave the row in memory that is true."""
+    async with (
+        SessionManager(database, clock=clock) as sessions,
+        SessionManager(database, clock=clock, cache_size=0) as other,
+    ):
+        id_ = await sessions.create_session("lina", {"step": 0})
+        for step in range(1, 4):
+            clock.turn(1)
+            await asyncio.gather(
+                sessions.update_activity(id_),
+                sessions.update_session(id_, {"step": step}),
+                sessions.update_activity(id_),
+                sessions.update_session(id_, {str(step): True}),
+                *(sessions.update_activity(id_) for _ in range(step)),
+            )
+            shown = await sessions.get_session(id_)
+            assert shown is not None
+            assert shown.interaction_count == 2 * step + step * (step + 1) // 2
+            assert shown == await other.get_session(id_)
+        assert (await sessions.get_session_stats())["cache_misses"] == 0
+
+
+@pytest.mark.parametrize("read", ["before", "after"])
+async def test_a_touch_is_counted_once_in_the_cache(
+    database: Path, clock: FakeClock, read: str
+) -> None:
+    """A row that was read after the COMMIT has the touch in it; one from before is brought up."""
+    async with SessionManager(database, clock=clock) as sessions:
+        id_ = await sessions.create_session("lina")
+        await sessions.get_session(id_)
+        reader, coherence = sessions._reader, sessions._database.coherence
+        slot = slot_of(id_)
+        before = coherence.word(slot)
+        coherence.begin([slot])
+        now = coherence.settle([slot])
+        if read == "after":
+            await sessions.get_session(id_)  # a miss, read under the new word
+        moment = micros_to_text(int((clock() + 1) * 1_000_000))
+        change = Change(touched=id_, touched_at=moment)
+        reader.remember(Commit([change], word=now, words_before={slot: before}))
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.interaction_count == (1 if read == "before" else 0)
+
+
+async def test_a_touch_does_not_revive_what_another_process_has_changed(
+    database: Path, clock: FakeClock
+) -> None:
+    """A row that was stale when the touch began is not brought up to date by it."""
+    async with (
+        SessionManager(database, clock=clock) as sessions,
+        SessionManager(database, clock=clock) as other,
+    ):
+        id_ = await sessions.create_session("lina", {"step": 0})
+        await sessions.get_session(id_)
+        assert await other.update_session(id_, {"step": 1})
+        assert await sessions.update_activity(id_)
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert (session.data, session.interaction_count) == ({"step": 1}, 1)

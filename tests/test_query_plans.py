@@ -222,3 +222,18 @@ def test_purge_with_nothing_due_reads_no_session(connection: sqlite3.Connection)
     """A purge costs nothing where no session ended long enough ago."""
     purge = steps_of(connection, lambda: store.purge_sessions(connection, text_at(-1), 500))
     assert purge < COUNT / 10
+
+
+def test_a_childs_list_costs_no_more_where_it_has_more_sessions(
+    active: sqlite3.Connection,
+) -> None:
+    """The lists of a child's sessions of every status are merged no further than the limit."""
+
+    def cost(child_id: str, limit: int) -> int:
+        return steps_of(active, lambda: store.select_sessions_of_child(active, child_id, limit))
+
+    few = cost("child-1", 3)
+    active.execute("BEGIN")
+    active.execute("UPDATE sessions SET child_id = 'child-1' WHERE child_id LIKE 'child-2%'")
+    assert cost("child-1", 3) <= few * 1.2
+    active.execute("ROLLBACK")
