@@ -237,12 +237,31 @@ def test_shell_queries_work(filled: Path) -> None:
 
 def test_shell_command_makes_a_copy(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command that makes a copy of the file makes a whole one."""
-    (command,) = (query for query in _shell_queries() if not query.startswith("SELECT"))
+    (command,) = (query for query in _shell_queries() if query.startswith("VACUUM"))
     monkeypatch.chdir(filled.parent)
     with closing(sqlite3.connect(filled)) as connection:
         connection.execute(command)
     with closing(sqlite3.connect("copy.db")) as copy:
         assert copy.execute("SELECT count(*) FROM sessions").fetchone() == (5,)
+
+
+def test_shell_command_counts_anew(filled: Path) -> None:
+    """The command that mends the counts after a REPLACE does so."""
+    (command,) = (query for query in _shell_queries() if query.startswith("BEGIN"))
+    with closing(sqlite3.connect(filled, isolation_level=None)) as connection:
+
+        def counted() -> int:
+            total: int = connection.execute(
+                "SELECT sum(sessions) FROM sessionstore_counts"
+            ).fetchone()[0]
+            return total
+
+        connection.execute("REPLACE INTO sessions SELECT * FROM sessions")
+        assert counted() == 10
+        connection.executescript(command)
+        assert counted() == 5
+        kept = connection.execute("SELECT status, sessions FROM sessionstore_counts ORDER BY 1")
+        assert kept.fetchall() == [("active", 2), ("ended", 1), ("error", 1), ("timeout", 1)]
 
 
 def _signature(name: str, member: object) -> str:
