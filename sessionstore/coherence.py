@@ -97,10 +97,15 @@ class Coherence:
         """Say whether what was read under the noted word is still what the file holds."""
         return self.words[slot] == word and not word & 1
 
-    def begin(self, slots: Iterable[int]) -> None:
-        """Mark the slots as in flight. Call it with the lock held, before COMMIT."""
+    def begin(self, slots: Iterable[int]) -> dict[int, int]:
+        """Mark the slots as in flight, and return their words of before.
+
+        Call it with the lock held, before COMMIT.
+        """
         self.words[_REVISION] += 1
-        self._set(slots, self.words[_REVISION] << 1 | 1)
+        before = {slot: self.words[slot] for slot in slots}
+        self._set(before, self.words[_REVISION] << 1 | 1)
+        return before
 
     def settle(self, slots: Iterable[int]) -> int:
         """Give the slots a new word after COMMIT, or after its failure, and return the word."""

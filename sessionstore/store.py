@@ -41,7 +41,7 @@ def touch_session(
     parameters = {"id": session_id, **cutoffs}
     if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
         return NO_CHANGE
-    return Change(touched=session_id, touched_at=cutoffs["now"])
+    return Change((), session_id, cutoffs["now"])
 
 
 def merge_session(

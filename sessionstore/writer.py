@@ -138,10 +138,8 @@ def _commit_together(
     try:
         with transaction(connection, turn):
             results = [_apply(connection, operation) for operation in operations]
-            for result in results:
-                if isinstance(result, Change):
-                    words_before |= {slot: coherence.word(slot) for slot in result.slots()}
-            coherence.begin(words_before)
+            changes = [result for result in results if isinstance(result, Change)]
+            words_before = coherence.begin(slot for change in changes for slot in change.slots())
     finally:
         word = coherence.settle(words_before)
     return Commit(results, word, words_before)
