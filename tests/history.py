@@ -237,8 +237,9 @@ def set_late() -> None:
     """Mark nothing before COMMIT; set the slots only a while after it."""
     begin, settle = Coherence.begin, Coherence.settle
 
-    def begin_unmarked(self: Coherence, slots: Iterable[int]) -> None:
+    def begin_unmarked(self: Coherence, slots: Iterable[int]) -> dict[int, int]:
         begin(self, ())
+        return {slot: self.words[slot] for slot in slots}
 
     def settle_late(self: Coherence, slots: Iterable[int]) -> int:
         time.sleep(0.03)
