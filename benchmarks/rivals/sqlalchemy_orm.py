@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""A session manager on SQLAlchemy's asynchronous ORM: sessionstore's predecessor, written anew.
+
+One ORM session a call, which selects the row, changes its attributes and commits; and a dict of the
+rows last seen in front of it.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .installed import find_missing, versions
+from .protocol import Durability, Rival
+from .table import BUSY_TIMEOUT, FILE, fill_table, new_id, pragmas
+
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"  # of SQLAlchemy's DateTime in SQLite
+
+
+class SqlalchemyOrm(Rival):
+    """Keeps rows in the cache for ever: another process's changes to them are not seen by get."""
+
+    key: ClassVar = "sqlalchemy"
+    name: ClassVar = "SQLAlchemy, asynchronous ORM"
+    durabilities: ClassVar = frozenset(Durability)
+    is_concurrent: ClassVar = True
+    has_cache: ClassVar = True
+    is_shareable: ClassVar = True
+
+    def missing(self) -> str | None:
+        """Return what of SQLAlchemy and greenlet is not installed."""
+        return find_missing("sqlalchemy", "greenlet")
+
+    def version(self) -> str:
+        """Return the versions of SQLAlchemy, aiosqlite and SQLite."""
+        return f"{versions('SQLAlchemy', 'aiosqlite')}, SQLite {sqlite3.sqlite_version}"
+
+    async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
+        """Make the engine, its hooks and the table."""
+        from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+        from .sqlalchemy_model import Base, SessionRecord
+
+        self._path = folder / FILE
+        self._record = SessionRecord
+        self._cache: dict[str, SessionRecord] = {}
+        self._cache_size = cache_size
+        # SQLite has one writer at a time anyway. A pool of one is a fair queue for it; with more,
+        # connections poll for the lock in their threads, which is no faster.
+        self._engine = create_async_engine(
+            f"sqlite+aiosqlite:///{self._path}",
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=600,
+            connect_args={"timeout": BUSY_TIMEOUT},
+        )
+        _add_hooks(self._engine.sync_engine, durability)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._readers = async_sessionmaker(self._engine.execution_options(is_read_only=True))
+        async with self._engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        self._cache.clear()
+        await self._engine.dispose()
+
+    async def fill(self, count: int, data: dict[str, Any]) -> list[str]:
+        """Insert the rows past the ORM."""
+        return fill_table(self._path, count, data, lambda time: time.strftime(TIME_FORMAT))
+
+    async def create(self, child_id: str, data: dict[str, Any]) -> str:
+        """Add an object and commit."""
+        now = datetime.now(UTC)
+        record = self._record(
+            id=new_id(), child_id=child_id, started_at=now, last_activity=now, data=data
+        )
+        async with self._sessions.begin() as session:
+            session.add(record)
+        self._remember(record)
+        return str(record.id)
+
+    async def get(self, session_id: str) -> object | None:
+        """Return the object of the cache, or select it."""
+        record = self._cache.get(session_id)
+        if record is None:
+            async with self._readers() as session:
+                record = await session.get(self._record, session_id)
+            if record is not None:
+                self._remember(record)
+        return record
+
+    async def touch(self, session_id: str) -> bool:
+        """Change the object's time and count."""
+
+        def change(record: Any) -> None:
+            record.last_activity = datetime.now(UTC)
+            record.interaction_count += 1
+
+        return await self._change(session_id, change)
+
+    async def update(self, session_id: str, data: dict[str, Any]) -> bool:
+        """Give the object a new dict, since the ORM sees no change inside of one."""
+
+        def change(record: Any) -> None:
+            record.last_activity = datetime.now(UTC)
+            record.data = {**record.data, **data}
+
+        return await self._change(session_id, change)
+
+    async def end(self, session_id: str) -> bool:
+        """Change the object's status."""
+
+        def change(record: Any) -> None:
+            record.status = "ended"
+            record.ended_at = datetime.now(UTC)
+
+        return await self._change(session_id, change)
+
+    async def _change(self, session_id: str, change: Callable[[Any], None]) -> bool:
+        """Change the object where it is active, and commit."""
+        async with self._sessions.begin() as session:
+            record = await session.get(self._record, session_id)
+            if record is None or record.status != "active":
+                return False
+            change(record)
+        self._remember(record)
+        return True
+
+    def _remember(self, record: Any) -> None:
+        """Keep the object; where there are too many, drop the one kept first."""
+        self._cache[record.id] = record
+        if len(self._cache) > self._cache_size:
+            del self._cache[next(iter(self._cache))]
+
+
+def _add_hooks(engine: Any, durability: Durability) -> None:
+    """Set up each connection, and begin transactions as SQLAlchemy's documentation of SQLite says.
+
+    IMMEDIATE, since a transaction that reads before it writes fails at once where another process
+    has written in between. A lone SELECT needs no transaction.
+    """
+    from sqlalchemy import event
+
+    def connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for statement in pragmas(durability):
+            cursor.execute(statement)
+        cursor.close()
+
+    def begin(connection: Any) -> None:
+        if not connection.get_execution_options().get("is_read_only"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)

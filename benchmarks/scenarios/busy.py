@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Clients in an event loop that never rests, since other callbacks are ready all the time."""
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import quantiles
+from typing import Self
+
+from benchmarks.bench import Bench, Run
+from benchmarks.measure import Reading, Unit
+from benchmarks.rivals.protocol import Durability
+from benchmarks.work import SMALL, Store, UnacknowledgedError
+
+NAME = "busy"
+ALONE = "no clients"  # the loop with its other work only
+PERIOD = 0.01  # seconds from one call of a client to its next
+SLICES = (0.0002, 0.002)  # seconds of other work between two turns of the loop
+
+
+class BusyLoop:
+    """How long a call waits, and what it takes from the other work."""
+
+    name = NAME
+    rules = (
+        f"Clients that each report an activity every {PERIOD * 1000:g} ms, in a loop kept fully"
+        " busy by slices of other work, all of the same amount. A wait is from the call to the"
+        " client's next step; 99 of 100 are shorter than p99. A client that is late skips what it"
+        " has missed. Calls that are not back one window after the end are let go on an idle loop,"
+        " so that their waits are longer than shown. Calls and slices count within the window."
+        " Synchronous rivals are left out."
+    )
+
+    async def run(self, bench: Bench) -> None:
+        """Measure with each length of slices."""
+        rivals = [rival for rival in bench.rivals if rival.is_concurrent]
+        async with bench.stores(
+            NAME, Durability.NORMAL, SMALL, bench.plan.sessions, rivals
+        ) as stores:
+            for seconds in SLICES:
+                case = f"{seconds * 1000:g} ms slices"
+                burden = Burden(seconds)
+                runs: dict[str, Run] = {
+                    key: partial(run_clients, bench, case, burden, store)
+                    for key, store in stores.items()
+                }
+                runs[ALONE] = partial(run_alone, bench, case, burden)
+                await bench.alternate(NAME, case, runs, bench.plan.long_repeats)
+
+
+def burn(steps: int) -> None:
+    """Do some work, always the same, that holds the GIL."""
+    for _ in range(steps):
+        pass
+
+
+def calibrate(seconds: float) -> int:
+    """Return how many steps of burn take so long when nothing else runs."""
+    steps = 1_000
+    while (taken := min(time_burn(steps) for _ in range(5))) < seconds / 4:
+        steps *= 2
+    return int(steps * seconds / taken)
+
+
+def time_burn(steps: int) -> float:
+    """Return the seconds that burn takes."""
+    begun = time.perf_counter()
+    burn(steps)
+    return time.perf_counter() - begun
+
+
+class Burden:
+    """Other work of the loop: a callback that is ready again as soon as it has run."""
+
+    def __init__(self, seconds: float) -> None:
+        self._steps = calibrate(seconds)
+        self._is_on = False
+        self._slices = 0
+
+    def __enter__(self) -> Self:
+        self._is_on = True
+        asyncio.get_running_loop().call_soon(self._turn)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_on = False
+
+    def _turn(self) -> None:
+        if self._is_on:
+            burn(self._steps)
+            self._slices += 1
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    async def count(self, window: float) -> float:
+        """Return how many slices a second were done in the window that begins now."""
+        before, begun = self._slices, time.perf_counter()
+        await asyncio.sleep(window)
+        return (self._slices - before) / (time.perf_counter() - begun)
+
+
+@dataclass
+class Clients:
+    """Clients with one schedule, and how long their calls have waited."""
+
+    store: Store
+    end: float
+    waits: list[float] = field(default_factory=list)
+    in_time: int = 0  # calls that came back within the window
+
+    async def run(self, due: float, session_id: str) -> None:
+        """Be one of them."""
+        while due < self.end:
+            await asyncio.sleep(due - time.monotonic())
+            called = time.monotonic()
+            if not await self.store.rival.touch(session_id):
+                raise UnacknowledgedError("an activity in an active session was refused")
+            now = time.monotonic()
+            self.waits.append(now - called)
+            self.in_time += now <= self.end
+            due += PERIOD * max(1, math.ceil((now - due) / PERIOD))
+
+
+async def run_clients(bench: Bench, case: str, burden: Burden, store: Store) -> list[Reading]:
+    """Run all clients for the window, and read off what they and the other work have done."""
+    window, count = bench.plan.window, bench.plan.clients
+    begin = time.monotonic()
+    clients = Clients(store, begin + window)
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(clients.run(begin + PERIOD * number / count, id_))
+            for number, id_ in enumerate(store.ids[:count])
+        ]
+        with burden:
+            slices = await burden.count(window)
+            await asyncio.wait(tasks, timeout=window)
+    await store.rival.settle()
+    percentiles = quantiles(clients.waits, n=100, method="inclusive")
+    key = store.rival.key
+    return [
+        Reading(f"activity, {case}", key, Unit.RATE, clients.in_time / window),
+        Reading(f"median wait, {case}", key, Unit.SECONDS, percentiles[49]),
+        Reading(f"p99 wait, {case}", key, Unit.SECONDS, percentiles[98]),
+        Reading(f"other work, {case}", key, Unit.RATE, slices),
+    ]
+
+
+async def run_alone(bench: Bench, case: str, burden: Burden) -> list[Reading]:
+    """Run the other work alone."""
+    with burden:
+        slices = await burden.count(bench.plan.window)
+    return [Reading(f"other work, {case}", ALONE, Unit.RATE, slices)]
