@@ -21,7 +21,7 @@ from .bench import Bench, Scenario
 from .environment import describe
 from .goals import judge
 from .measure import Results
-from .options import find_loop, find_problem, make_parser
+from .options import find_loop, find_problem, load, make_parser
 from .plan import Plan
 from .progress import Progress
 from .rivals import RIVALS
@@ -75,7 +75,7 @@ def list_all() -> int:
 def run(options: argparse.Namespace) -> int:
     """Measure, or take up what was measured, and report it."""
     if options.source:
-        results = Results.from_json(json.loads(options.source.read_text()))
+        results = load(options.source)
         say(*report.head(results.environment))
         for scenario in SCENARIOS:
             say(*report.scenario(results, scenario))

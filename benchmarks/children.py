@@ -26,18 +26,20 @@ class Child:
 
     def __init__(self, questions: StreamWriter, answers: StreamReader) -> None:
         self._questions, self._answers = questions, answers
+        self._number = 0  # of the last question
 
     async def ask(self, question: Any) -> Any:
-        """Return the answer to a question."""
-        self._questions.write(json.dumps(question).encode() + b"\n")
+        """Return the answer to a question, and skip those that nobody has waited for."""
+        self._number += 1
+        self._questions.write(json.dumps([self._number, question]).encode() + b"\n")
         await self._questions.drain()
-        line = await self._answers.readline()
-        if not line:
-            raise ChildError("the process has ended")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ChildError(answer["error"])
-        return answer["result"]
+        while line := await self._answers.readline():
+            number, result, error = json.loads(line)
+            if number == self._number and error:
+                raise ChildError(error)
+            if number == self._number:
+                return result
+        raise ChildError("the process has ended")
 
 
 @asynccontextmanager
@@ -60,9 +62,11 @@ async def started(module: str, *arguments: str) -> AsyncIterator[Child]:
 async def answer(reply: Callable[[Any], Awaitable[Any]]) -> None:
     """Be a child: reply to each question until there are no more."""
     while line := await asyncio.to_thread(sys.stdin.readline):
+        number, question = json.loads(line)
+        result, problem = None, ""
         try:
-            result = {"result": await reply(json.loads(line))}
+            result = await reply(question)
         except Exception as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        sys.stdout.write(json.dumps(result) + "\n")
+            problem = f"{type(error).__name__}: {error}"
+        sys.stdout.write(json.dumps([number, result, problem]) + "\n")
         sys.stdout.flush()

@@ -18,12 +18,12 @@ FLUSHES = 20
 
 def describe(folder: Path, rivals: Iterable[type[Rival]]) -> dict[str, Any]:
     """Return what a reader must know to make sense of the figures. It needs a running loop."""
-    loop = type(asyncio.get_running_loop())
+    loop = type(asyncio.get_running_loop()).__module__.split(".")[0]
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.platform()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "loop": f"{loop.__module__.split('.')[0]} ({loop.__name__})",
+        "loop": loop if loop == "asyncio" else f"{loop} (child processes: asyncio)",
         "folder": str(folder.parent),
         "filesystem": filesystem(folder),
         "flush": time_flush(folder),

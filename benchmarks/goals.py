@@ -129,7 +129,7 @@ def greatest(samples: dict[str, list[float]]) -> tuple[Samples, str]:
 def faster(case: str, factor: float, rival: str) -> Goal:
     """Aim at a multiple of a rival's calls a second."""
     measure = better("operations", case, OURS, rival)
-    return Goal(case, True, factor, f"times {rival}", measure, rival=rival)
+    return Goal(case, True, factor, f"x {rival}", measure, rival=rival)
 
 
 def busy(slices: str) -> list[Goal]:
@@ -142,7 +142,7 @@ def busy(slices: str) -> list[Goal]:
             f"{what}, p99",
             True,
             4,
-            "times less than aiosqlite",
+            "x below aiosqlite",
             better("busy", wait, OURS, "aiosqlite"),
             rival="aiosqlite",
         ),
@@ -154,13 +154,13 @@ def busy(slices: str) -> list[Goal]:
 
 def grown(what: str, concerns: Callable[[str], bool]) -> Goal:
     """Aim at a time that hardly rises with the size of the store."""
-    return Goal(f"growth, {what}", False, 2, "times at 1,000", worst_growth(concerns))
+    return Goal(f"growth, {what}", False, 2, "x at 1,000", worst_growth(concerns))
 
 
 HIT = "get hit, 1,000 ids"
 
 GOALS: tuple[Goal, ...] = (
-    Goal(HIT, False, 4, f"times the time of {BARE}", better("operations", HIT, BARE, OURS)),
+    Goal(HIT, False, 4, f"x the time of {BARE}", better("operations", HIT, BARE, OURS)),
     faster(HIT, 100, "redis"),
     faster("get miss, 1 task", 1.3, "aiosqlite"),
     faster("get miss, 100 tasks", 6, "aiosqlite"),

@@ -3,12 +3,14 @@
 
 import argparse
 import asyncio
+import json
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 from . import chart
+from .measure import Results
 from .plan import FULL, QUICK, TINY
 from .rivals import RIVALS
 from .scenarios import SCENARIOS
@@ -51,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=Path(tempfile.gettempdir()), metavar="FOLDER",
         help="where to put the files, on a disk (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--uvloop", action="store_true", help="use the event loop of uvloop")
+    parser.add_argument("--uvloop", action="store_true", help="use uvloop, but in child processes")
     parser.add_argument("--list", action="store_true", help="list the scenarios and the rivals")
     return parser
 
@@ -73,12 +75,20 @@ def find_problem(options: argparse.Namespace) -> str | None:
             return chart.find_missing()
     if options.uvloop and find_loop() is None:
         return "uvloop is not installed"
-    if options.source and not options.source.is_file():
-        return f"{options.source} is no file"
+    if options.source:
+        try:
+            load(options.source)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            return f"{options.source} is no file that --json has written: {error}"
     if not options.folder.is_dir():
         return f"{options.folder} is no folder"
     problems = (find_obstacle(target) for target in targets)
     return next((problem for problem in problems if problem), None)
+
+
+def load(source: Path) -> Results:
+    """Return what a run has written."""
+    return Results.from_json(json.loads(source.read_text()))
 
 
 def find_obstacle(target: Path) -> str | None:

@@ -15,7 +15,7 @@ class Plan:
     repeats: int = 5  # rounds of the short runs
     long_repeats: int = 3  # rounds of the long ones
     length: float = 0.1  # of one short run, by the number of calls that it makes
-    window: float = 1.0  # in which the busy loop and the processes count calls
+    window: float = 0.6  # in which the busy loop and the processes count calls
     patience: float = 60.0  # until a run that does not end counts as failed
     tasks: tuple[int, ...] = (1, 10, 100, 1_000)
     crowd: int = 100  # tasks of the scenarios that have one number of them

@@ -85,10 +85,7 @@ class Work:
     """Calls of one kind, in runs of about one length."""
 
     def __init__(
-        self,
-        draw: Draw,
-        tasks: int,
-        settle: Callable[[], Awaitable[None]] = settled,
+        self, draw: Draw, tasks: int, settle: Callable[[], Awaitable[None]] = settled
     ) -> None:
         """Take what chooses the calls, and what makes sure of them in the end."""
         self._draw = draw
@@ -107,11 +104,6 @@ class Work:
         while (seconds := await self._run(count)) < length / 4:
             count *= 4
         self._count = max(self._tasks, min(MOST, int(count / seconds * length)))
-
-    async def _run_twice(self, count: int, enough: float) -> float:
-        """Return the seconds of the second run; of the first one, if that was too short."""
-        seconds = await self._run(count)
-        return seconds if seconds < enough else await self._run(count)
 
     async def _run(self, count: int) -> float:
         return await time_calls(await self._draw(count), self._tasks, self._settle)

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from benchmarks import goals, report
 from benchmarks.__main__ import main
 from benchmarks.bench import Bench, Scenario
+from benchmarks.children import Child, ChildError
 from benchmarks.measure import Figure, Reading, Results, Unit, advantages, quotients, spread
 from benchmarks.plan import TINY
 from benchmarks.progress import Progress
@@ -176,6 +177,33 @@ async def test_interrupt_stops_whoever_swallows_it(tmp_path: Path, then: str) ->
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class Pipe:
+    """The end of a pipe that takes questions and forgets them."""
+
+    def write(self, _: bytes) -> None:
+        """Forget it."""
+
+    async def drain(self) -> None:
+        """Have nothing to wait for."""
+
+
+async def test_answer_that_nobody_waited_for_is_skipped() -> None:
+    """After a question that was given up, the next one gets its own answer, or its own error."""
+    answers = asyncio.StreamReader()
+    child = Child(cast(asyncio.StreamWriter, Pipe()), answers)
+    given_up = asyncio.create_task(child.ask("one"))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    answers.feed_data(b'[1, "one", ""]\n[2, "two", ""]\n[3, null, "broken"]\n')
+    answers.feed_eof()
+    assert await child.ask("two") == "two"
+    with pytest.raises(ChildError, match="broken"):
+        await child.ask("three")
+    with pytest.raises(ChildError, match="ended"):
+        await child.ask("four")
 
 
 async def test_rival_that_cannot_be_opened_is_left_out(
@@ -479,6 +507,13 @@ def test_goals_name_rivals_that_exist() -> None:
 # -- The report ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("filesystem", "is_told"), [("tmpfs", True), ("ext4", False)])
+def test_files_in_memory_are_told_of(filesystem: str, is_told: bool) -> None:
+    """Where a power cut leaves nothing, the report says that FULL is free."""
+    lines = list(report.head({**HEAD, "filesystem": filesystem, "rivals": {}}))
+    assert any("costs nothing" in line for line in lines) is is_told
+
+
 def test_table_of_a_case() -> None:
     """A line has the median, the extremes, and the ratio of the first line to it."""
     made = made_up(
@@ -579,7 +614,8 @@ def test_failure_of_a_rival_ends_with_1(
         (["--quick", "--tiny"], "not allowed with"),
         (["--json", "/no/such/folder/file"], "/no/such/folder/file cannot be written"),
         (["--folder", "/no/such/folder"], "/no/such/folder is no folder"),
-        (["--from", "/no/such/file"], "/no/such/file"),
+        (["--from", "/no/such/file"], "is no file that --json has written"),
+        (["--from", __file__], "is no file that --json has written"),
     ],
 )
 def test_wrong_usage_ends_with_2(
@@ -635,6 +671,7 @@ HEAD = {
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, ending: signal.Signals) -> None:
     """Ctrl-C ends the command with 130, one line, and without a process or a file."""
     command = [sys.executable, "-m", "benchmarks", "--tiny", "--scenario", "processes"]
+    command += ["--json", str(tmp_path / "results.json")]
     with subprocess.Popen(
         [*command, "--rival", "sqlite3", "--repeats", "100000", "--folder", str(tmp_path)],
         cwd=ROOT,

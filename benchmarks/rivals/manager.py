@@ -2,6 +2,7 @@
 """sessionstore itself, through its public methods."""
 
 import sqlite3
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any, ClassVar
 import sessionstore
 
 from .installed import versions
-from .protocol import Durability, Rival
+from .protocol import Durability
 from .table import FILE, fill_table
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"  # the README documents the table for other programs
 
 
-class Sessionstore(Rival):
-    """Runs without a sweeper.
+class Sessionstore:
+    """Runs without a sweeper. Its calls are the manager's own methods, as users call them.
 
     It decides by itself what a commit survives: FULL for create, update and end, NORMAL for touch.
     So it is measured against both, and ignores which.
@@ -29,6 +30,12 @@ class Sessionstore(Rival):
     is_concurrent: ClassVar = True
     has_cache: ClassVar = True
     is_shareable: ClassVar = True
+
+    create: Callable[[str, dict[str, Any]], Coroutine[Any, Any, str]]
+    get: Callable[[str], Coroutine[Any, Any, object | None]]
+    touch: Callable[[str], Coroutine[Any, Any, bool]]
+    update: Callable[[str, dict[str, Any]], Coroutine[Any, Any, bool]]
+    end: Callable[[str], Coroutine[Any, Any, bool]]
 
     def missing(self) -> str | None:
         """Return None: it is the package measured."""
@@ -46,6 +53,11 @@ class Sessionstore(Rival):
             self._path, timeout=timedelta(days=1), sweep_interval=None, cache_size=cache_size
         )
         await self._manager.open()
+        self.create = self._manager.create_session
+        self.get = self._manager.get_session
+        self.touch = self._manager.update_activity
+        self.update = self._manager.update_session
+        self.end = self._manager.end_session
 
     async def close(self) -> None:
         """Close the manager."""
@@ -58,22 +70,5 @@ class Sessionstore(Rival):
             connection.execute("UPDATE sessions SET swept_activity = last_activity")
         return ids
 
-    async def create(self, child_id: str, data: dict[str, Any]) -> str:
-        """Call create_session."""
-        return await self._manager.create_session(child_id, data)
-
-    async def get(self, session_id: str) -> object | None:
-        """Call get_session; the snapshot decodes its JSON when it is asked for it."""
-        return await self._manager.get_session(session_id)
-
-    async def touch(self, session_id: str) -> bool:
-        """Call update_activity."""
-        return await self._manager.update_activity(session_id)
-
-    async def update(self, session_id: str, data: dict[str, Any]) -> bool:
-        """Call update_session."""
-        return await self._manager.update_session(session_id, data)
-
-    async def end(self, session_id: str) -> bool:
-        """Call end_session."""
-        return await self._manager.end_session(session_id)
+    async def settle(self) -> None:
+        """Do nothing: what was acknowledged is committed."""

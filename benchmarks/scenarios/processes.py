@@ -66,8 +66,10 @@ async def run_crew(
     window = {
         "kind": kind,
         "tasks": bench.plan.crowd,
-        "begin": time.time() + PAUSE,
+        "begin": time.monotonic() + PAUSE,
         "seconds": seconds,
     }
-    counts = await asyncio.gather(*(child.ask(window) for child in crew))
-    return [Reading(case, key, Unit.RATE, sum(counts) / seconds)]
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(child.ask(window)) for child in crew]
+    count = sum(task.result() for task in asked)
+    return [Reading(case, key, Unit.RATE, count / seconds)]
