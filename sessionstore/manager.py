@@ -25,6 +25,7 @@ from .errors import InvalidArgumentError
 from .lifecycle import Lifecycle
 from .models import (
     EARLIEST,
+    Row,
     Session,
     SessionRow,
     SessionStats,
@@ -285,7 +286,7 @@ class SessionManager(Lifecycle):
     async def _list(
         self,
         now: int,
-        select: Callable[[Connection, *Arguments], list[SessionRow]],
+        select: Callable[[Connection, *Arguments], Iterable[Row]],
         *arguments: *Arguments,
     ) -> list[Session]:
         """Run a query and make its snapshots on the connection's thread, not in the event loop."""

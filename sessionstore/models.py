@@ -87,8 +87,14 @@ class SessionStats(TypedDict):
     sqlite_version: str
 
 
+# A row as SQLite gives it: the values of a SessionRow. Long lists are made of these. Of plain tuples
+# of texts and numbers, unlike named ones, Python's garbage collector soon takes no more notice; it
+# would stop the event loop for tens of milliseconds to look through a hundred thousand.
+Row = tuple[str, str, str, str, str | None, str, str, str, int]
+
+
 class SessionRow(NamedTuple):
-    """Hold one row exactly as the table has it, the columns in their order."""
+    """Hold one row as the table has it, the columns in their order, but for swept_activity."""
 
     id: str
     child_id: str
@@ -116,13 +122,14 @@ class Session:
 
     __slots__ = ("_data", "_metadata", "_source")
 
-    _source: tuple[SessionRow, int, *tuple[object, ...]]  # row, expires_at in microseconds
+    _source: tuple[Row, int, *tuple[object, ...]]  # row, expires_at in microseconds
     _data: dict[str, Any]
     _metadata: dict[str, Any]
 
     @property
     def _row(self) -> SessionRow:
-        return self._source[0]
+        row = self._source[0]
+        return row if isinstance(row, SessionRow) else SessionRow._make(row)
 
     @property
     def id(self) -> str:
@@ -217,7 +224,7 @@ class Session:
         return f"<Session {self.id[:8]} {self._row.status} interactions={self.interaction_count}>"
 
 
-def snapshot(row: SessionRow, expires_at: int) -> Session:
+def snapshot(row: Row, expires_at: int) -> Session:
     """Return the snapshot of a row. A constructor would take twice as long where it matters."""
     session = Session()
     session._source = (row, expires_at)
@@ -239,12 +246,13 @@ class Expiry:
     timeout: int
     max_lifetime: int | None = None
 
-    def expires_at(self, row: SessionRow) -> int:
+    def expires_at(self, row: Row) -> int:
         """Return the moment at which the row's session times out."""
-        idle = micros_from_text(row.last_activity) + self.timeout
+        started_at, last_activity = row[3], row[5]
+        idle = micros_from_text(last_activity) + self.timeout
         if self.max_lifetime is None:
             return idle
-        return min(idle, micros_from_text(row.started_at) + self.max_lifetime)
+        return min(idle, micros_from_text(started_at) + self.max_lifetime)
 
     def cutoffs(self, now: int) -> dict[str, str]:
         """Return the parameters that every statement with the rule in it needs."""
@@ -255,7 +263,7 @@ class Expiry:
             "lifetime_cutoff": lifetime_cutoff,
         }
 
-    def session(self, row: SessionRow, now: int) -> Session:
+    def session(self, row: Row, now: int) -> Session:
         """Return the snapshot of the row as it is at now."""
         return session_at(row, self.expires_at(row), now)
 
@@ -265,11 +273,11 @@ def _cutoff(micros: int) -> str:
     return micros_to_text(micros) if micros >= EARLIEST else ""
 
 
-def session_at(row: SessionRow, expires_at: int, now: int) -> Session:
+def session_at(row: Row, expires_at: int, now: int) -> Session:
     """Return the snapshot of a row at now: timed out from expires_at on, swept or not."""
-    if now >= expires_at and row.status == "active":
-        metadata = {**json.loads(row.metadata), "end_reason": "timeout"}
-        row = row._replace(
+    if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
+        metadata = {**json.loads(unswept.metadata), "end_reason": "timeout"}
+        row = unswept._replace(
             status="timeout",
             ended_at=micros_to_text(expires_at),
             metadata=json.dumps(metadata, ensure_ascii=False),

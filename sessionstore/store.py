@@ -2,8 +2,9 @@
 """The operations on the table, a function each, inside the caller's transaction.
 
 A write returns a Change, and one that refuses raises a SessionStoreError before it has written
-anything. What is absent, ended or timed out changes nothing and gives an empty Change. No policy
-here, no cache, no clock: `cutoffs` and `now` come from the caller's one reading of the clock.
+anything. What is absent, ended or timed out changes nothing and gives an empty Change. What is
+a list for callers is returned as rows still to be fetched, before the job ends. No policy here, no
+cache, no clock: `cutoffs` and `now` come from the caller's one reading of the clock.
 """
 
 import json
@@ -15,7 +16,7 @@ from . import queries
 from .arguments import dump_object
 from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
-from .models import Expiry, SessionRow, SessionStatus, micros_to_text
+from .models import Expiry, Row, SessionRow, SessionStatus, micros_to_text
 from .transactions import transaction
 from .writer import NO_CHANGE, Change
 
@@ -147,7 +148,7 @@ def select_active_sessions(
     after: tuple[str, str],
     limit: int,
     cutoffs: Mapping[str, str],
-) -> list[SessionRow]:
+) -> Iterable[Row]:
     """Return live sessions in the order of (started_at, id), from behind `after` on."""
     parameters = {
         "after_started_at": after[0],
@@ -156,17 +157,17 @@ def select_active_sessions(
         **cutoffs,
     }
     if child_id is None:
-        return _rows(connection, queries.SELECT_ACTIVE_SESSIONS, parameters)
+        return connection.execute(queries.SELECT_ACTIVE_SESSIONS, parameters)
     parameters["child_id"] = child_id
-    return _rows(connection, queries.SELECT_ACTIVE_SESSIONS_BY_CHILD, parameters)
+    return connection.execute(queries.SELECT_ACTIVE_SESSIONS_BY_CHILD, parameters)
 
 
 def select_sessions_of_child(
     connection: sqlite3.Connection, child_id: str, limit: int
-) -> list[SessionRow]:
+) -> Iterable[Row]:
     """Return the sessions of a child, started last first, whatever their status."""
     parameters = {"child_id": child_id, "limit": limit}
-    return _rows(connection, queries.SELECT_SESSIONS_BY_CHILD, parameters)
+    return connection.execute(queries.SELECT_SESSIONS_BY_CHILD, parameters)
 
 
 def select_sessions_by_filter(
@@ -175,10 +176,10 @@ def select_sessions_by_filter(
     status: str | None,
     limit: int,
     cutoffs: Mapping[str, str],
-) -> list[SessionRow]:
+) -> Iterable[Row]:
     """Return sessions by child and status, started last first. Reads the whole table."""
     parameters = {"child_id": child_id, "status": status, "limit": limit, **cutoffs}
-    return _rows(connection, queries.SELECT_SESSIONS_BY_FILTER, parameters)
+    return connection.execute(queries.SELECT_SESSIONS_BY_FILTER, parameters)
 
 
 def count_sessions(connection: sqlite3.Connection, cutoffs: Mapping[str, str]) -> Counts:

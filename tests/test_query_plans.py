@@ -198,7 +198,7 @@ def test_late_page_costs_no_more_than_the_first(
     def cost(after: tuple[str, str]) -> int:
         def page() -> None:
             found = store.select_active_sessions(active, child_id, after, 3, cutoffs)
-            assert len(found) == 3
+            assert len(list(found)) == 3
 
         return steps_of(active, page)
 
@@ -230,7 +230,9 @@ def test_a_childs_list_costs_no_more_where_it_has_more_sessions(
     """The lists of a child's sessions of every status are merged no further than the limit."""
 
     def cost(child_id: str, limit: int) -> int:
-        return steps_of(active, lambda: store.select_sessions_of_child(active, child_id, limit))
+        return steps_of(
+            active, lambda: list(store.select_sessions_of_child(active, child_id, limit))
+        )
 
     few = cost("child-1", 3)
     active.execute("BEGIN")
