@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = list_all() if options.list else run(options)
         flush()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         complain("interrupted")
         return INTERRUPTED
     except OSError as error:
@@ -94,6 +94,9 @@ def run(options: argparse.Namespace) -> int:
 
 async def measure(options: argparse.Namespace) -> Results:
     """Run the scenarios, and print the figures of each when it is done."""
+    if (task := asyncio.current_task()) is not None:
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # as when the terminal's window is closed
+            asyncio.get_running_loop().add_signal_handler(ending, task.cancel)
     plan: Plan = options.plan
     if options.repeats:
         plan = replace(plan, repeats=options.repeats, long_repeats=options.repeats)
@@ -129,6 +132,4 @@ async def run_scenario(bench: Bench, scenario: Scenario) -> None:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # as when the terminal's window is closed
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())
