@@ -22,8 +22,8 @@ from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
-from .models import EARLIEST, Expiry, Session, micros_to_text, read_clock
-from .reader import Reader
+from .models import EARLIEST, Expiry, micros_to_text, read_clock
+from .reader import NO_ROWS, Reader
 from .sweeper import Sweeper
 from .writer import Writer
 
@@ -96,7 +96,7 @@ class Lifecycle:
         self._busy_timeout = check_micros("busy_timeout", busy_timeout) / 1_000_000
         self._create = create
         self._is_inherited = False  # by a fork
-        self._recall: Callable[[str], Session | None] = _recall_nothing  # Reader's, while open
+        self._hot = NO_ROWS  # the reader's, while open
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
         self._owner: asyncio.AbstractEventLoop | None = None  # of the lock below
         self._transition = asyncio.Lock()
@@ -124,7 +124,7 @@ class Lifecycle:
                 _open_stores.discard(self)
                 raise
             self._reader = Reader(database, self._expiry, self._cache_size, self._clock)
-            self._recall = self._reader.recall
+            self._hot = self._reader.hot
             self._writer = Writer(database, self._reader.remember)
             self._ender = Ender(self._writer, self._expiry, self._on_end)
             self._sweeper = None
@@ -146,7 +146,7 @@ class Lifecycle:
                 return
             self._check_open()
             self._loop = None
-            self._recall = _recall_nothing
+            self._hot = NO_ROWS
             await finish(asyncio.create_task(self._shut_down()))
 
     async def __aenter__(self) -> Self:
@@ -213,13 +213,9 @@ class Lifecycle:
     def _inherit(self) -> None:
         self._is_inherited = True
         self._loop = None
-        self._recall = _recall_nothing
+        self._hot = NO_ROWS
         self._transition = asyncio.Lock()
         self._database.inherit()
-
-
-def _recall_nothing(_: str) -> None:
-    """Stand in for the reader while the store is not open."""
 
 
 _open_stores: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

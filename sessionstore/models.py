@@ -87,8 +87,8 @@ class SessionStats(TypedDict):
     sqlite_version: str
 
 
-# A row as SQLite gives it: the values of a SessionRow. Long lists are made of these. Of plain tuples
-# of texts and numbers, unlike named ones, Python's garbage collector soon takes no more notice; it
+# A row as SQLite gives it: the values of a SessionRow. Long lists are made of these. The garbage
+# collector soon takes no more notice of plain tuples of texts and numbers, unlike named ones, and
 # would stop the event loop for tens of milliseconds to look through a hundred thousand.
 Row = tuple[str, str, str, str, str | None, str, str, str, int]
 

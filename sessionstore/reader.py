@@ -10,6 +10,7 @@ writer after COMMIT, and believed only while coherence says so.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from . import store
 from .cache import LRUCache
@@ -28,35 +29,12 @@ CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
 CachedRow = tuple[SessionRow, int, float, int, int]
 
 
-def make_recall(
-    cache: LRUCache[CachedRow],
-    coherence: Coherence,
-    clock: Callable[[], float],
-) -> tuple[Callable[[str], Session | None], Callable[[], int]]:
-    """Return the function that serves hits, and one that counts them.
+# What SessionManager.get_session needs for a hit: the rows; the words; the clock; what notes a use;
+# and where it is counted. Plain, too.
+Hot = tuple[LRUCache[CachedRow], Coherence, Callable[[], float], Callable[[str], None], "Reader"]
 
-    A hit may cost no more than a few lookups in a dict: hence functions over variables and not
-    methods over attributes, and no call of Python's that is not needed.
-    """
-    hits = 0
-    touch = cache.move_to_end
-
-    def recall(session_id: str) -> Session | None:
-        """Return a snapshot from memory where it is certainly true; else None: ask Reader.get."""
-        nonlocal hits
-        try:
-            _, _, true_until, slot, word = cached = cache[session_id]
-            if coherence.words[slot] == word and clock() < true_until:
-                touch(session_id)
-                hits += 1
-                session = Session()
-                session._source = cached  # it reads the first two
-                return session
-        except (KeyError, TypeError):
-            pass
-        return None
-
-    return recall, lambda: hits
+# While there is no reader: nothing is found, so nothing else is asked for.
+NO_ROWS = cast("Hot", ({}, None, None, None, None))
 
 
 class Reader:
@@ -73,17 +51,12 @@ class Reader:
         self._coherence = database.coherence
         self._expiry = expiry
         self._cache: LRUCache[CachedRow] = LRUCache(cache_size)
-        self.recall, self._count_recalls = make_recall(self._cache, self._coherence, clock)
+        self.hot: Hot = (self._cache, self._coherence, clock, self._cache.move_to_end, self)
         self._batcher = Batcher[str, CachedRow | None](self._begin)
         self._data_version: int | None = None  # at the last sweep
         self._era = 0  # that ends when all is forgotten
-        self._hits_by_get = 0
+        self.hits = 0
         self.misses = 0
-
-    @property
-    def hits(self) -> int:
-        """How often the cache was right."""
-        return self._hits_by_get + self._count_recalls()
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -93,7 +66,7 @@ class Reader:
         cached = self._cache.get(session_id)
         if cached is not None and self._coherence.is_current(*cached[3:]):
             self._cache.move_to_end(session_id)
-            self._hits_by_get += 1
+            self.hits += 1
         else:
             self.misses += 1
             cached = await self._batcher.submit(session_id)

@@ -200,12 +200,14 @@ def serve_without_check() -> None:
 
         __hash__ = None  # type: ignore[assignment]  # equal to all
 
-    make_recall = reader.make_recall
+    make = reader.Reader.__init__
 
-    def make_trusting_recall(cache: Any, _: Any, *others: Any) -> Any:
-        return make_recall(cache, SimpleNamespace(words=Anything()), *others)  # type: ignore[arg-type]
+    def make_trusting(self: reader.Reader, *arguments: Any) -> None:
+        make(self, *arguments)
+        rows, _, *others = self.hot
+        self.hot = (rows, SimpleNamespace(words=Anything()), *others)  # type: ignore[assignment]
 
-    reader.make_recall = make_trusting_recall  # type: ignore[assignment]
+    reader.Reader.__init__ = make_trusting  # type: ignore[method-assign, assignment]
 
 
 def note_late() -> None:
