@@ -139,4 +139,11 @@ def _start(
     task = asyncio.create_task(coroutine)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    task.add_done_callback(_mark_seen)
     return task
+
+
+def _mark_seen(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from complaining of an error that nobody waits for, the caller being gone."""
+    if not task.cancelled():
+        task.exception()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import adoption, queries
 from .errors import SchemaError
-from .transactions import split_script, transaction
+from .transactions import primary_code, split_script, transaction
 
 
 class Migration(NamedTuple):
@@ -110,7 +110,15 @@ def _is_predecessor(connection: sqlite3.Connection, kind: str) -> bool:
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
     for statement in split_script(script):
-        connection.execute(statement)
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_ERROR:
+                raise
+            # Something of the host project's has a name that we need, or has changed our table.
+            raise SchemaError(
+                f"the file cannot get our tables: {error}; it is unchanged"
+            ) from error
 
 
 def _record(connection: sqlite3.Connection, applied: list[Migration], now: str) -> None:

@@ -248,7 +248,10 @@ class Expiry:
 
     def expires_at(self, row: Row) -> int:
         """Return the moment at which the row's session times out."""
-        started_at, last_activity = row[3], row[5]
+        return self.moment(started_at=row[3], last_activity=row[5])
+
+    def moment(self, started_at: str, last_activity: str) -> int:
+        """Return the moment at which a session with these times times out."""
         idle = micros_from_text(last_activity) + self.timeout
         if self.max_lifetime is None:
             return idle

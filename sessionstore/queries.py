@@ -36,9 +36,7 @@ ROLLBACK = "ROLLBACK"
 
 SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the WAL restarts
-SET_WAL_AUTOCHECKPOINT = (
-    "PRAGMA wal_autocheckpoint = 4000"  # pages; each is then written less often
-)
+SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 3000"  # pages; well below the limit
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
@@ -115,12 +113,13 @@ UPDATE sessions INDEXED BY idx_sessions_child_id
 RETURNING {_COLUMNS}
 """
 
-# Serves the sweep, first part: what has timed out, and what looked so to an earlier sweep.
+# Serves the sweep, first part: what has timed out, and what may have, for all that the sweep before
+# knew. No data is read: most of these may be alive.
 SELECT_SESSIONS_DUE = f"""
-SELECT {_COLUMNS}
+SELECT id, started_at, last_activity
   {_FROM_DUE}
 UNION ALL
-SELECT {_COLUMNS}
+SELECT id, started_at, last_activity
   {_FROM_PAST_LIFETIME}
  LIMIT :limit
 """
@@ -137,11 +136,11 @@ RETURNING {_COLUMNS}
 """
 
 # Serves the sweep, third part, in the same transaction: those that are alive come due again when
-# they may have timed out. By primary key.
-UPDATE_SESSIONS_SWEPT = """
+# they may have timed out. By primary key, one by one: json_each would cut an id that holds a NUL.
+UPDATE_SESSION_SWEPT = """
 UPDATE sessions
    SET swept_activity = last_activity
- WHERE id IN (SELECT value FROM json_each(:ids))
+ WHERE id = :id
 """
 
 # Serves delete_session. By primary key, whatever the status.

@@ -2,6 +2,7 @@
 """on_end: once for each session that ends, with its final snapshot, whatever else happens."""
 
 import asyncio
+import gc
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -255,3 +256,27 @@ async def test_close_stops_a_sweep_between_two_of_its_chunks(
             lambda c: c.execute("SELECT count(*) FROM sessions WHERE ended_at NOTNULL").fetchone()
         )
     assert heard == ended == 500
+
+
+async def test_an_end_that_nobody_waits_for_fails_in_silence(
+    database: Path, clock: FakeClock
+) -> None:
+    """Where the caller was cancelled, and the write then fails, asyncio has nothing to log."""
+    logged: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    async with SessionManager(
+        database, clock=clock, on_end=lambda _: None, busy_timeout=0.05, sweep_interval=None
+    ) as sessions:
+        id_ = await sessions.create_session("lina")
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            ending = asyncio.create_task(sessions.end_session(id_))
+            await asyncio.sleep(0.01)
+            ending.cancel()
+            await asyncio.wait({ending})
+            while sessions._ender._writing:
+                await asyncio.wait(sessions._ender._writing)
+            other.execute("ROLLBACK")
+        gc.collect()
+        assert logged == []
+        assert await sessions.update_activity(id_)

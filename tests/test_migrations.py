@@ -535,3 +535,51 @@ def test_constraints_accept_what_is_right(
 ) -> None:
     """A row at the edge of what is allowed is accepted."""
     assert len(insert(table, {**VALID, **change})) == 1
+
+
+async def test_a_file_without_one_of_our_indexes_is_upgraded(tmp_path: Path) -> None:
+    """Whoever has dropped an index by hand gets today's."""
+    path = tmp_path / "a.db"
+    make_file_of_version(path, 1)
+    with connect(path) as connection:
+        for name in ("child_id", "active_child", "activity"):
+            connection.execute(f"DROP INDEX idx_sessions_{name}")
+    await open_and_close(path)
+    await open_and_close(tmp_path / "new.db")
+    assert schema(path) == schema(tmp_path / "new.db")
+
+
+@pytest.mark.parametrize("version", [0, 1])
+async def test_a_name_of_ours_that_is_taken_is_told(tmp_path: Path, version: int) -> None:
+    """Where the host project has a table of our name, the error says so, and nothing is changed."""
+    path = tmp_path / "a.db"
+    if version:
+        make_file_of_version(path, version)
+    with connect(path) as connection:
+        connection.execute("CREATE TABLE sessionstore_counts (host TEXT)")
+    before = dump(path)
+    with pytest.raises(SchemaError, match="sessionstore_counts already exists"):
+        await open_and_close(path)
+    assert dump(path) == before
+
+
+async def test_an_upgrade_keeps_rows_and_counts_them(tmp_path: Path) -> None:
+    """A file of 0.1.0 has all its sessions afterwards, of every status, and right counts."""
+    path = tmp_path / "a.db"
+    make_file_of_version(path, 1)
+    columns = "id, child_id, status, started_at, ended_at, last_activity"
+    with connect(path) as connection:
+        for number, status in enumerate(["active", "active", "ended", "timeout", "error"]):
+            ended_at = None if status == "active" else NOW
+            row = (str(number), "lina", status, NOW, ended_at, NOW)
+            connection.execute(f"INSERT INTO sessions ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+        before = connection.execute(f"SELECT {columns} FROM sessions").fetchall()
+    await open_and_close(path)
+    with connect(path) as connection:
+        assert connection.execute(f"SELECT {columns} FROM sessions").fetchall() == before
+        counts = connection.execute("SELECT * FROM sessionstore_counts ORDER BY 2").fetchall()
+        due = connection.execute("SELECT swept_activity FROM sessions WHERE status = 'active'")
+        assert due.fetchall() == [(NOW,), (NOW,)]
+    assert [count for _, *count in counts] == [
+        *(["active", 2], ["ended", 1], ["error", 1], ["timeout", 1]),
+    ]

@@ -36,7 +36,7 @@ EXPECTED: dict[str, set[str]] = {
     "UPDATE_SESSIONS_ENDED_BY_CHILD": {ACTIVE_OF_CHILD},
     "SELECT_SESSIONS_DUE": {DUE, PAST_LIFETIME},
     "UPDATE_SESSION_TIMED_OUT": {BY_ID},
-    "UPDATE_SESSIONS_SWEPT": {BY_ID},
+    "UPDATE_SESSION_SWEPT": {BY_ID},
     "DELETE_SESSION": {BY_ID},
     "DELETE_SESSIONS_ENDED_BEFORE": {BY_ID, "idx_sessions_ended_at (ended_at<?)"},
     "SELECT_SESSIONS_BY_IDS": {BY_ID},
@@ -239,3 +239,22 @@ def test_a_childs_list_costs_no_more_where_it_has_more_sessions(
     active.execute("UPDATE sessions SET child_id = 'child-1' WHERE child_id LIKE 'child-2%'")
     assert cost("child-1", 3) <= few * 1.2
     active.execute("ROLLBACK")
+
+
+def test_a_sweep_reads_no_data_of_what_is_due(active: sqlite3.Connection) -> None:
+    """Most of what is due may be alive, with data of a megabyte each."""
+    read: set[str] = set()
+
+    def note(action: int, table: str | None, column: str | None, *_: object) -> int:
+        if action == sqlite3.SQLITE_READ and table == "sessions" and column is not None:
+            read.add(column)
+        return sqlite3.SQLITE_OK
+
+    active.set_authorizer(note)
+    try:
+        cutoffs = {"idle_cutoff": "", "lifetime_cutoff": "", "limit": 1}
+        active.execute(f"EXPLAIN {queries.SELECT_SESSIONS_DUE}", cutoffs)
+    finally:
+        active.set_authorizer(None)
+    assert "swept_activity" in read
+    assert not read & {"data", "metadata"}

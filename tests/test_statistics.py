@@ -5,6 +5,7 @@ Both are kept in the file beside what they sum up, by triggers and by the sweep 
 true whoever writes: these tests write as another program does, and compare with a count of all.
 """
 
+import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -174,3 +175,31 @@ async def test_last_activity_set_back_is_found_by_the_next_sweep(
             other.execute("UPDATE sessions SET last_activity = ? WHERE id = ?", (long_ago, id_))
         assert (await sessions.get_session_stats())["by_status"]["timeout"] == 1
         assert await sessions.cleanup_inactive_sessions() == 1
+
+
+@pytest.mark.parametrize("obstacle", ["NUL in the ids", "a trigger"])
+async def test_a_sweep_ends_whatever_stands_in_its_way(
+    database: Path, clock: FakeClock, obstacle: str
+) -> None:
+    """More sessions than a chunk that are due and alive are moved on, or left, but not for ever."""
+    async with SessionManager(database, clock=clock, timeout=60, sweep_interval=None) as sessions:
+        with closing(sqlite3.connect(database)) as other, other:
+            for number in range(600):
+                values = {
+                    "id": f"a\0{number}",
+                    "status": "active",
+                    "time": micros_to_text(int(START) * 1_000_000),
+                }
+                other.execute(INSERT, values)
+            if obstacle == "a trigger":
+                other.execute(
+                    "CREATE TRIGGER keep BEFORE UPDATE OF swept_activity ON sessions"
+                    " BEGIN SELECT RAISE(IGNORE); END"
+                )
+        async with asyncio.timeout(10):
+            assert await sessions.cleanup_inactive_sessions() == 0
+        with closing(sqlite3.connect(database)) as other:
+            (left,) = other.execute(
+                "SELECT count(*) FROM sessions WHERE swept_activity = ''"
+            ).fetchone()
+        assert left == (600 if obstacle == "a trigger" else 0)

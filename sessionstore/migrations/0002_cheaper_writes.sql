@@ -9,11 +9,11 @@ UPDATE sessions
    SET swept_activity = last_activity
  WHERE status = 'active';
 
-DROP INDEX idx_sessions_child_id;
+DROP INDEX IF EXISTS idx_sessions_child_id;
 
-DROP INDEX idx_sessions_active_child;
+DROP INDEX IF EXISTS idx_sessions_active_child;
 
-DROP INDEX idx_sessions_activity;
+DROP INDEX IF EXISTS idx_sessions_activity;
 
 -- Serves get_active_sessions(child_id), end_sessions and, a status at a time, get_sessions_for_child.
 CREATE INDEX idx_sessions_child_id ON sessions (child_id, status, started_at, id);
