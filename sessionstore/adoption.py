@@ -22,6 +22,7 @@ from typing import Any
 from . import queries
 from .arguments import check_count, check_session_id, check_text
 from .errors import SchemaError
+from .files import create_private
 from .models import SessionRow, SessionStatus
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _copy_beside(path: str) -> str:
     """Copy the database with SQLite's own backup, and give the copy its name once it is whole."""
     part = f"{path}.before-sessionstore.part"
     Path(part).unlink(missing_ok=True)  # left by an adoption that was cut off
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.close(create_private(part))
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
             source.backup(target)

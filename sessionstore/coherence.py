@@ -53,6 +53,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from .errors import StoreBusyError
+from .files import create_private
 from .jobs import Turn
 
 try:
@@ -65,6 +66,7 @@ except ImportError:  # Windows: one process at a time may have the file open
 SLOTS = 65_536
 _SIZE = 8 * (SLOTS + 1)
 _REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
+_LIMIT = 2**58  # what is not below it is no revision
 _IN_FLIGHT = memoryview(b"\xff" * 8 * SLOTS).cast("Q")
 _NO_WORDS = memoryview(bytes(_SIZE)).cast("Q")  # of a file that is not open
 
@@ -82,6 +84,8 @@ class Coherence:
         self._path = None if database is None else f"{database}-lock"
         self._descriptor = -1
         self._identity = (-1, -1)  # of the file behind the descriptor: its device and inode
+        self._revision = 0  # of the last write job of this process
+        self._is_whole = False  # whether the file was long enough when it was last looked at
         self.words = _words_in_memory() if database is None else _NO_WORDS
 
     @property
@@ -102,14 +106,18 @@ class Coherence:
 
         Call it with the lock held, before COMMIT.
         """
-        self.words[_REVISION] += 1
+        known = self.words[_REVISION]
+        if not 0 < known < _LIMIT:  # the file was overwritten
+            known = _now()
+        self._revision = max(known, self._revision) + 1
+        self.words[_REVISION] = self._revision
         before = {slot: self.words[slot] for slot in slots}
-        self._set(before, self.words[_REVISION] << 1 | 1)
+        self._set(before, self._revision << 1 | 1)
         return before
 
     def settle(self, slots: Iterable[int]) -> int:
         """Give the slots a new word after COMMIT, or after its failure, and return the word."""
-        word = self.words[_REVISION] << 1
+        word = self._revision << 1
         self._set(slots, word)
         return word
 
@@ -139,48 +147,60 @@ class Coherence:
 
     def close(self) -> None:
         """Let go of the file. Words that were noted are worth nothing afterwards."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._let_go()
         self.words = _NO_WORDS  # the mapping has a descriptor of its own, and goes with its words
 
     def _lock(self, path: str, turn: Turn) -> None:
-        """Lock the file that is at the path now, and map it if it is another one than before."""
+        """Lock the file that is at the path now; map it if it is another one, or was cut off."""
         while True:
             known = self._descriptor >= 0
             if not known:
-                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._descriptor = _open(path)
                 self._identity = _identity(os.fstat(self._descriptor))
-            _wait_for(self._descriptor, turn)
-            if self._is_at(path):
-                if not known:
-                    self.words = _map(self._descriptor)
-                return
-            if known:
-                self.words[:SLOTS] = _IN_FLIGHT
-            os.close(self._descriptor)
-            self._descriptor = -1
+            try:
+                _wait_for(self._descriptor, turn)
+                if self._is_at(path):
+                    if not known or not self._is_whole:
+                        self.words = _map(self._descriptor)
+                    return
+                if known:
+                    _fill(self._descriptor)
+                    self.words[:SLOTS] = _IN_FLIGHT
+            except BaseException:
+                self._let_go()
+                raise
+            self._let_go()
 
     def _unlock(self, path: str, turn: Turn) -> None:
         """Let go of the lock, but not before those on a file that has come meanwhile are told."""
-        if not self._is_at(path):
-            self._lock(path, turn)
-            self.begin(range(SLOTS))
-            self.settle(range(SLOTS))
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        try:
+            if not self._is_at(path):
+                self._lock(path, turn)
+                self.begin(range(SLOTS))
+                self.settle(range(SLOTS))
+        finally:
+            if self._descriptor >= 0:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def _is_at(self, path: str) -> bool:
         """Say whether the file that was opened is still the one at the path."""
         try:
-            return _identity(os.stat(path)) == self._identity
+            status = os.stat(path)
         except FileNotFoundError:
             return False
+        self._is_whole = status.st_size >= _SIZE
+        return _identity(status) == self._identity
+
+    def _let_go(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _lock_for_life(self, path: str) -> None:
         """Keep every other process from the file until close."""
         if self._descriptor >= 0:
             return
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open(path)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError as error:
@@ -190,8 +210,20 @@ class Coherence:
         self.words = _words_in_memory()
 
 
+def _open(path: str) -> int:
+    try:
+        return create_private(path)
+    except FileExistsError:  # or a symlink, which may lead to where it is to be made
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _now() -> int:
+    """Return the time in microseconds, which no revision has reached yet if clocks are right."""
+    return time.time_ns() // 1_000
 
 
 def _words_in_memory() -> memoryview:
@@ -212,13 +244,21 @@ def _map(descriptor: int) -> memoryview:
 
     The revision is set to the time in any case: after a power cut it may be older than some words.
     """
-    size = os.fstat(descriptor).st_size
-    while size < _SIZE:  # written, and not truncated: on a full disk a store into a hole kills
-        size += os.pwrite(descriptor, bytes(_SIZE - size), size)
+    _fill(descriptor)
     words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
-    now = time.time_ns() // 1_000
-    if not 0 < words[_REVISION] < 2**58:  # new, cut off before its last word was there, or garbage
+    now = _now()
+    if not 0 < words[_REVISION] < _LIMIT:  # new, cut off before its last word was there, or garbage
         words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
         words[_REVISION] = now
     words[_REVISION] = max(words[_REVISION], now)
     return words
+
+
+def _fill(descriptor: int) -> None:
+    """Give the file its size, where it has none yet or was cut off: a store beyond its end kills.
+
+    It is written, and not truncated: so does a store into a hole when the disk is full.
+    """
+    size = os.fstat(descriptor).st_size
+    while size < _SIZE:
+        size += os.pwrite(descriptor, bytes(_SIZE - size), size)

@@ -124,6 +124,8 @@ class Connection(aiosqlite.Connection):
             if coherence is not None and coherence.is_open and connection is not None:
                 with coherence.hold(turn):
                     connection.close()
+        except OSError as error:  # its folder is gone, perhaps
+            logger.warning("closed without the lock file, which is amiss: %s", error.strerror)
         finally:
             if connection is not None:
                 connection.close()
@@ -231,6 +233,13 @@ class Database:
             self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn
         )
 
+    async def tidy_wal(self) -> None:
+        """Empty the WAL: of sessions that were erased since, it still holds what they had.
+
+        Where a long list is in the way, the next call does it.
+        """
+        await self.write(self._tidy_wal)
+
     def _exclusively(
         self,
         connection: sqlite3.Connection,
@@ -248,21 +257,23 @@ class Database:
 
         While a long list runs that cannot be done: the next try comes when it has grown further.
         """
-        try:
-            size = os.stat(f"{self._path}-wal").st_size
-        except FileNotFoundError:
-            return
+        size = self._wal_bytes()
         if size < self._wal_size:  # it has begun anew: the long list is over
             self._wal_limit = WAL_LIMIT
         self._wal_size = size
-        if size <= self._wal_limit:
-            return
-        busy = True
+        if size > self._wal_limit:
+            self._wal_limit = WAL_LIMIT + (0 if _empty_wal(connection) else size)
+
+    def _tidy_wal(self, connection: sqlite3.Connection, turn: Turn) -> None:
+        turn.claim()
+        if self._wal_bytes():
+            _empty_wal(connection)
+
+    def _wal_bytes(self) -> int:
         try:
-            (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
-        except sqlite3.Error:  # the job's own commit has succeeded, and its callers must hear that
-            logger.exception("the WAL could not be emptied; the next try comes when it has grown")
-        self._wal_limit = size + WAL_LIMIT if busy else WAL_LIMIT
+            return os.stat(f"{self._path}-wal").st_size
+        except FileNotFoundError:
+            return 0
 
     async def _connect(self) -> Connection:
         connector = partial(connect, self._path, self._create, self._busy_timeout)
@@ -270,6 +281,16 @@ class Database:
         self._connections.append(connection)
         await connection.start()
         return connection
+
+
+def _empty_wal(connection: sqlite3.Connection) -> bool:
+    """Copy the WAL into the database and cut it to nothing, unless a reader needs it."""
+    try:
+        (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
+    except sqlite3.Error:  # the job's own commit has succeeded, and its callers must hear that
+        logger.exception("the WAL could not be emptied; it is tried again later")
+        return False
+    return not busy
 
 
 # Of the parent process. Its connections must not be closed in the child, nor may the child open the

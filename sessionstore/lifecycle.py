@@ -185,6 +185,7 @@ class Lifecycle:
             raise StoreClosedError(_OTHER_LOOP)
 
     async def _time_out(self, now: int, *, wait: bool = True) -> int:
+        await self._database.tidy_wal()
         await self._reader.notice_foreign_commits()
         return await self._ender.time_out(now, wait=wait)
 

@@ -11,6 +11,7 @@ import time
 
 from . import migrations, queries
 from .errors import StorageError
+from .files import make_private
 from .jobs import Turn
 from .transactions import is_busy
 
@@ -41,21 +42,25 @@ def check_version() -> None:
 
 
 def connect(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
-    """Connect to a file, making its folder; without create, only where it is there."""
+    """Connect to a file, making it and its folder; without create, only where it is there."""
     if not create and not os.path.exists(path):
         raise StorageError("there is no such file, and it was not to be made")
     if path != ":memory:":
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_private(path)  # SQLite gives its own files beside it the same mode
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
 def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:
     """Bring the file to today's schema and to WAL."""
     turn.claim()
+    connection.execute(queries.SET_SECURE_DELETE)
     migrations.migrate(connection, path, now)
     # After the migration: setting WAL changes the file, and one that is refused stays as it was.
     if _set_wal(connection, turn) not in ("wal", "memory"):
         raise StorageError("the file system does not support SQLite's WAL; use a local disk")
+    # Likewise: the rows of a file that is adopted may be too many for the memory.
+    connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
     connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
     connection.execute(queries.SET_BUSY_TIMEOUT)
@@ -75,5 +80,6 @@ def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:
 
 
 def prepare_reader(connection: sqlite3.Connection) -> None:
-    """Refuse every statement that writes."""
+    """Refuse every statement that writes, to temporary files, too."""
+    connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_QUERY_ONLY)

@@ -38,6 +38,8 @@ SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py 
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the WAL restarts
 SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 3000"  # pages; well below the limit
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
+SET_SECURE_DELETE = "PRAGMA secure_delete = ON"  # what is erased is overwritten with zeros
+SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever holds data
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
 SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"

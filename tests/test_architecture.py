@@ -26,6 +26,7 @@ LAYERS = [
     "cache",
     "concurrency",
     "jobs",
+    "files",
     "coherence",
     "transactions",
     "adoption",

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""How the files of the package are made: for their owner alone, since the data may be a child's.
+
+A file that is there is never touched here, not even opened: closing it would drop the locks that
+SQLite holds on it for this process. Nothing is known here of what the files are for.
+"""
+
+import os
+import threading
+from contextlib import suppress
+
+# No thread may give a file to SQLite while another one that has just made it has yet to close it.
+_making = threading.Lock()
+
+
+def create_private(path: str) -> int:
+    """Make a file with mode 0600, whatever the umask, and return its descriptor.
+
+    Raises FileExistsError where there is one, be it a symlink that leads nowhere.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    if hasattr(os, "fchmod"):
+        with suppress(PermissionError):  # not every file system has modes
+            os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def make_private(path: str) -> None:
+    """Make an empty file with mode 0600 where there is none."""
+    with _making, suppress(FileExistsError):
+        os.close(create_private(path))
+
+
+if hasattr(os, "register_at_fork"):  # a child must not inherit the lock from a thread it lacks
+    os.register_at_fork(
+        before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release
+    )
