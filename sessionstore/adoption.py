@@ -108,8 +108,8 @@ def _convert(old: dict[str, Any], number: int, now: str) -> SessionRow:
         ended_at = _time(old["ended_at"])
         count = check_count("interaction_count", max(0, int(old["interaction_count"] or 0)))
         child_id = check_text("child_id", str(old["child_id"] or "unknown"))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _refusal(number, "has a time, a count or a child_id that cannot be read") from error
+    except (TypeError, ValueError, OverflowError):  # which may quote what it read
+        raise _refusal(number, "has a time, a count or a child_id that cannot be read") from None
     if check_session_id(old["id"]) is None:
         raise _refusal(number, "has no id that fits")
     metadata = _object(old["metadata"] if "metadata" in old else old["session_metadata"])

@@ -132,8 +132,8 @@ def _check_characters(name: str, text: str) -> int:
     """Return the length in UTF-8, in bytes."""
     try:
         size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"{name} must not hold a lone surrogate") from error
+    except UnicodeEncodeError:  # which holds the text
+        raise InvalidArgumentError(f"{name} must not hold a lone surrogate") from None
     if "\0" in text:
         raise InvalidArgumentError(f"{name} must not hold NUL")
     return size

@@ -53,7 +53,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from .errors import StoreBusyError
-from .files import create_private
+from .files import create_private, identity
 from .jobs import Turn
 
 try:
@@ -156,7 +156,7 @@ class Coherence:
             known = self._descriptor >= 0
             if not known:
                 self._descriptor = _open(path)
-                self._identity = _identity(os.fstat(self._descriptor))
+                self._identity = identity(os.fstat(self._descriptor))
             try:
                 _wait_for(self._descriptor, turn)
                 if self._is_at(path):
@@ -189,7 +189,7 @@ class Coherence:
         except FileNotFoundError:
             return False
         self._is_whole = status.st_size >= _SIZE
-        return _identity(status) == self._identity
+        return identity(status) == self._identity
 
     def _let_go(self) -> None:
         if self._descriptor >= 0:
@@ -215,10 +215,6 @@ def _open(path: str) -> int:
         return create_private(path)
     except FileExistsError:  # or a symlink, which may lead to where it is to be made
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _now() -> int:

@@ -23,6 +23,7 @@ from . import migrations, queries
 from .coherence import Coherence
 from .concurrency import Outcome, finish, resolve
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
+from .files import identity_at, size_at
 from .jobs import Job, Turn
 from .preparation import check_version, connect, prepare_reader, prepare_writer
 from .transactions import is_busy, primary_code
@@ -45,7 +46,8 @@ def translate(error: sqlite3.Error) -> SessionStoreError:
     else:
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         ours = StorageError(f"{_ADVICE.get(code, 'SQLite refused the operation')} ({name})")
-    ours.__cause__ = error
+    if hasattr(error, "sqlite_errorcode"):  # else it is Python's own, and may quote what it read
+        ours.__cause__ = error
     return ours
 
 
@@ -148,7 +150,8 @@ def _translating(function: Callable[[], Result]) -> Result:
     try:
         return function()
     except sqlite3.Error as error:
-        raise translate(error) from error
+        ours = translate(error)
+        raise ours from ours.__cause__
     except OSError as error:
         raise StorageError(f"the folder or disk refused: {error.strerror}") from error
 
@@ -165,6 +168,7 @@ class Database:
         self._create = create
         self._busy_timeout = busy_timeout
         self._connections: list[Connection] = []
+        self._identity: tuple[int, int] | None = None
         self._wal_limit = WAL_LIMIT
         self._wal_size = 0  # bytes, after the last write job
         self.coherence = Coherence(None if path == ":memory:" else self._path)
@@ -178,6 +182,7 @@ class Database:
             raise StoreClosedError("the file was open when the process was forked; open it after")
         check_version()
         self._writer = self.reader = await self._connect()
+        self._identity = identity_at(self._path)
         try:
             # Before the lock file is made: a file that is refused gets nothing beside it.
             await self._writer.run(migrations.check, self._create)
@@ -248,6 +253,8 @@ class Database:
         *arguments: *Arguments,
     ) -> Result:
         with self.coherence.hold(turn):
+            if identity_at(self._path) != self._identity:
+                raise StorageError("the database was moved, deleted or replaced; open it again")
             result = job(connection, turn, *arguments)
             self._bound_wal(connection)
             return result
@@ -257,7 +264,7 @@ class Database:
 
         While a long list runs that cannot be done: the next try comes when it has grown further.
         """
-        size = self._wal_bytes()
+        size = size_at(f"{self._path}-wal")
         if size < self._wal_size:  # it has begun anew: the long list is over
             self._wal_limit = WAL_LIMIT
         self._wal_size = size
@@ -266,14 +273,8 @@ class Database:
 
     def _tidy_wal(self, connection: sqlite3.Connection, turn: Turn) -> None:
         turn.claim()
-        if self._wal_bytes():
+        if size_at(f"{self._path}-wal"):
             _empty_wal(connection)
-
-    def _wal_bytes(self) -> int:
-        try:
-            return os.stat(f"{self._path}-wal").st_size
-        except FileNotFoundError:
-            return 0
 
     async def _connect(self) -> Connection:
         connector = partial(connect, self._path, self._create, self._busy_timeout)

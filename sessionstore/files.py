@@ -31,6 +31,27 @@ def make_private(path: str) -> None:
         os.close(create_private(path))
 
 
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from one that takes its place: its device and inode."""
+    return status.st_dev, status.st_ino
+
+
+def identity_at(path: str) -> tuple[int, int] | None:
+    """Return the identity of the file at the path, or None where there is none."""
+    try:
+        return identity(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def size_at(path: str) -> int:
+    """Return the bytes of the file at the path; 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 if hasattr(os, "register_at_fork"):  # a child must not inherit the lock from a thread it lacks
     os.register_at_fork(
         before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release

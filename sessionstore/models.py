@@ -14,17 +14,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, StorageError
 
+Value = TypeVar("Value")
+
+_UNREADABLE = "a row holds what cannot be read; restore a backup"  # and no error quotes it
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def micros_from_text(text: str) -> int:
     """Turn the table's text into microseconds since the epoch."""
-    return _second_from_text(text[:19]) + int(text[20:])
+    try:
+        return _second_from_text(text[:19]) + int(text[20:])
+    except (TypeError, ValueError):
+        raise StorageError(_UNREADABLE) from None
 
 
 def micros_to_text(micros: int) -> str:
@@ -48,8 +54,15 @@ EARLIEST = micros_from_text("0001-01-01 00:00:00.000000")
 LATEST = micros_from_text("9999-12-31 23:59:59.999999")
 
 
+def _read(convert: Callable[[str], Value], text: str) -> Value:
+    try:
+        return convert(text)
+    except (TypeError, ValueError, RecursionError):
+        raise StorageError(_UNREADABLE) from None
+
+
 def _aware(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return _read(datetime.fromisoformat, text).replace(tzinfo=UTC)
 
 
 def read_clock(clock: Callable[[], float]) -> int:
@@ -115,9 +128,8 @@ class SessionRow(NamedTuple):
 class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.
 
-    Times are aware UTC datetimes. data and metadata are plain dicts that belong to the caller
-    alone: changing them changes neither the store nor any other snapshot. Snapshots with equal
-    fields are equal.
+    Times are aware UTC datetimes. data and metadata are plain dicts of the caller's own: changing
+    them changes neither the store nor any other snapshot. Snapshots with equal fields are equal.
     """
 
     __slots__ = ("_data", "_metadata", "_source")
@@ -144,7 +156,7 @@ class Session:
     @property
     def status(self) -> SessionStatus:
         """The state of the session; a session past its expires_at is TIMEOUT, swept or not."""
-        return SessionStatus(self._row.status)
+        return _read(SessionStatus, self._row.status)
 
     @property
     def is_active(self) -> bool:
@@ -177,7 +189,7 @@ class Session:
         try:
             return self._data
         except AttributeError:
-            self._data = json.loads(self._row.data)
+            self._data = _read(json.loads, self._row.data)
             return self._data
 
     @property
@@ -186,7 +198,7 @@ class Session:
         try:
             return self._metadata
         except AttributeError:
-            self._metadata = json.loads(self._row.metadata)
+            self._metadata = _read(json.loads, self._row.metadata)
             return self._metadata
 
     @property
@@ -197,7 +209,7 @@ class Session:
     @property
     def end_reason(self) -> str | None:
         """The reason that ended the session, "timeout" included; None while it is active."""
-        reason = None if self.is_active else json.loads(self._row.metadata).get("end_reason")
+        reason = None if self.is_active else _read(json.loads, self._row.metadata).get("end_reason")
         return reason if isinstance(reason, str) else None
 
     @property
@@ -279,7 +291,7 @@ def _cutoff(micros: int) -> str:
 def session_at(row: Row, expires_at: int, now: int) -> Session:
     """Return the snapshot of a row at now: timed out from expires_at on, swept or not."""
     if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
-        metadata = {**json.loads(unswept.metadata), "end_reason": "timeout"}
+        metadata = {**_read(json.loads, unswept.metadata), "end_reason": "timeout"}
         row = unswept._replace(
             status="timeout",
             ended_at=micros_to_text(expires_at),

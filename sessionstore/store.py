@@ -71,8 +71,8 @@ def merge_session(
         parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
     except InvalidArgumentError:
         raise
-    except (ValueError, RecursionError) as error:  # another program has written what we refuse
-        raise StorageError("the session holds JSON that cannot be handled; mend the row") from error
+    except (TypeError, ValueError, RecursionError):  # of another program, and quoted by the error
+        raise StorageError("the session holds JSON that cannot be handled; mend the row") from None
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
 
 
@@ -111,15 +111,14 @@ def time_out_sessions(
     """
     parameters = {"limit": limit, **expiry.cutoffs(now)}
     due = connection.execute(queries.SELECT_SESSIONS_DUE, parameters).fetchall()
+    # All before anything is written: a row that is damaged refuses here.
+    moments = [(id_, expiry.moment(started_at, active)) for id_, started_at, active in due]
     rows: list[SessionRow] = []
-    alive: list[dict[str, str]] = []
-    for id_, started_at, last_activity in due:
-        expires_at = expiry.moment(started_at, last_activity)
-        if expires_at > now:
-            alive.append({"id": id_})
-            continue
-        ended = {"id": id_, "ended_at": micros_to_text(expires_at)}
-        rows += _rows(connection, queries.UPDATE_SESSION_TIMED_OUT, ended)
+    for id_, expires_at in moments:
+        if expires_at <= now:
+            ended = {"id": id_, "ended_at": micros_to_text(expires_at)}
+            rows += _rows(connection, queries.UPDATE_SESSION_TIMED_OUT, ended)
+    alive = [{"id": id_} for id_, expires_at in moments if expires_at > now]
     moved = connection.executemany(queries.UPDATE_SESSION_SWEPT, alive).rowcount
     stuck = not rows and moved <= 0  # a trigger of the host project's may stand in the way
     return Change(rows, is_all=len(due) < limit or stuck)
