@@ -10,11 +10,14 @@ message repeats the data. Nothing is queued or written before these checks have 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from .errors import InvalidArgumentError
+from .models import Session, SessionStatus, position
 
 MAX_DEPTH = 64
 MAX_ID_LENGTH = 36
@@ -22,12 +25,14 @@ MAX_TEXT = 255
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _URL_SCHEMES = ("sqlite://", "sqlite+aiosqlite://")
+_MICROSECOND = timedelta(microseconds=1)
+_name_of = type.__dict__["__name__"].__get__  # of a class, whatever its metaclass says
 
 
 def check_text(name: str, value: object) -> str:
     """Return a text of 1 to 255 characters that every other program can read, too."""
     if not issubclass(type(value), str):
-        raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
+        raise InvalidArgumentError(f"{name} must be a str, not {_name_of(type(value))}")
     text = str.__str__(value)
     if not 1 <= len(text) <= MAX_TEXT:
         raise InvalidArgumentError(
@@ -50,34 +55,76 @@ def check_session_id(value: object) -> str | None:
 def check_micros(name: str, value: object, *, minimum: int = 1) -> int:
     """Return a length of time, given as a timedelta or in seconds, in microseconds."""
     try:
-        if type(value) is bool:
-            raise TypeError
-        length = value if isinstance(value, timedelta) else timedelta(seconds=value)  # type: ignore[arg-type]
+        micros: int = timedelta.__floordiv__(_length(value), _MICROSECOND)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError(
             f"{name} must be a timedelta, or seconds within the range of one"
         ) from error
-    micros = length // timedelta(microseconds=1)
     if micros < minimum:
         raise InvalidArgumentError(f"{name} must be {'positive' if minimum else 'zero or more'}")
     return micros
 
 
-def check_count(name: str, value: object, *, minimum: int = 0) -> int:
+def _length(value: Any) -> timedelta:
+    kind = type(value)
+    if issubclass(kind, timedelta):
+        length: timedelta = value
+        return length
+    if kind is bool:
+        raise TypeError("a bool is no length of time")
+    return timedelta(
+        seconds=float.__float__(value) if issubclass(kind, float) else int.__int__(value)
+    )
+
+
+def check_count(name: str, value: Any, *, minimum: int = 0) -> int:
     """Return a whole number of at least minimum that SQLite can hold."""
-    if not isinstance(value, int) or type(value) is bool or not minimum <= value < 2**63:
+    kind = type(value)
+    number = int.__int__(value) if issubclass(kind, int) and kind is not bool else -1
+    if not minimum <= number < 2**63:
         raise InvalidArgumentError(f"{name} must be a whole number of at least {minimum}")
-    return int.__int__(value)
+    return number
 
 
-def check_keys(name: str, value: Iterable[str]) -> tuple[str, ...]:
+def check_switch(name: str, value: object) -> bool:
+    """Return True or False, which nothing else stands for."""
+    if type(value) is not bool:
+        raise InvalidArgumentError(f"{name} must be True or False")
+    return value
+
+
+def check_status(value: object) -> str:
+    """Return the status with this text."""
+    text = str.__str__(value) if issubclass(type(value), str) else ""
+    if text not in list(SessionStatus):
+        raise InvalidArgumentError(f"status must be one of {', '.join(SessionStatus)}")
+    return text
+
+
+def check_exception(value: object) -> str | None:
+    """Return the id of the session to spare. What is no str is refused: it would spare none."""
+    if value is not None and not issubclass(type(value), str):
+        raise InvalidArgumentError(f"except_id must be a str, not {_name_of(type(value))}")
+    return check_session_id(value)
+
+
+def check_position(value: object) -> tuple[str, str]:
+    """Return where the last session of a page stands: its started_at as text, and its id."""
+    if type(value) is not Session or not hasattr(value, "_source"):
+        raise InvalidArgumentError("after must be a Session, the last one of the page before")
+    return position(value)
+
+
+def check_keys(name: str, value: Iterable[str], limit: int) -> tuple[str, ...]:
     """Return the keys of an iterable of strings. One bare string is refused: it is many keys."""
-    if isinstance(value, str | bytes):
+    if issubclass(type(value), str | bytes):
         raise InvalidArgumentError(f"{name} must be several keys, such as a list, not one")
     try:
-        keys = tuple(value)
+        keys = tuple(islice(value, min(limit, sys.maxsize - 1) + 1))
     except Exception as error:  # an iterable's own methods may raise anything
         raise InvalidArgumentError(f"{name} must be an iterable of keys") from error
+    if len(keys) > limit:  # it may have no end
+        raise InvalidArgumentError(f"{name} must not hold more than {limit} keys")
     if not all(issubclass(type(key), str) for key in keys):
         raise InvalidArgumentError(f"{name} must hold str keys only")
     return tuple(str.__str__(key) for key in keys)
@@ -86,13 +133,14 @@ def check_keys(name: str, value: Iterable[str]) -> tuple[str, ...]:
 def check_database(database: object) -> str:
     """Return the path that a path or URL names, or ":memory:"."""
     try:
-        text = os.fsdecode(database)  # type: ignore[arg-type]  # what it refuses, we refuse
-    except TypeError as error:
+        text = str.__str__(os.fsdecode(database))  # type: ignore[arg-type]  # it refuses what we do
+        os.fsencode(text)  # a lone surrogate is no byte of a path, but for those of fsdecode
+    except Exception as error:  # a path's own methods may raise anything
         raise InvalidArgumentError("database must be a path or a sqlite:/// URL") from error
     scheme, separator, path = text.partition("://")
-    if separator and isinstance(database, str):
+    if separator and issubclass(type(database), str):
         if scheme + separator not in _URL_SCHEMES:
-            raise InvalidArgumentError(f"database URL must start with sqlite:///, not {scheme}://")
+            raise InvalidArgumentError("database URL must start with sqlite:///")
         if path and not path.startswith("/"):
             raise InvalidArgumentError("database URL has a host; write sqlite:/// with 3 slashes")
         if "?" in path:
@@ -109,8 +157,8 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
         return "{}"
     try:
         if not isinstance(value, Mapping):
-            raise InvalidArgumentError(f"{name} must be a mapping, not {type(value).__name__}")
-        mapping = value if issubclass(type(value), dict) else dict(value)
+            raise InvalidArgumentError(f"{name} must be a mapping, not {_name_of(type(value))}")
+        mapping = value if issubclass(type(value), dict) else _read(value, max_bytes)
         plain = _Copier(name, max_bytes).copy(mapping, MAX_DEPTH)
     except InvalidArgumentError:
         raise
@@ -119,11 +167,20 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
     return dump_object(name, plain, max_bytes)
 
 
+def _read(mapping: Mapping[object, object], max_bytes: int) -> dict[object, object]:
+    """Return a mapping as a dict; of one without end, as much as is too much."""
+    keys = islice(mapping.keys(), min(max_bytes, sys.maxsize - 1) + 1)
+    return {key: mapping[key] for key in keys}
+
+
 def dump_object(name: str, plain: dict[str, Any], max_bytes: int) -> str:
     """Return a dict that has been checked before as JSON, if it is not too large."""
-    text = _ENCODER.encode(plain)
-    size = _check_characters(name, text)
-    if size > max_bytes:
+    return check_size(name, _ENCODER.encode(plain), max_bytes)
+
+
+def check_size(name: str, text: str, max_bytes: int) -> str:
+    """Return JSON that is text, if it is not too large."""
+    if _check_characters(name, text) > max_bytes:
         raise _too_large(name, max_bytes)
     return text
 
@@ -168,15 +225,15 @@ class _Copier:
             return self._number(float.__float__(value))  # type: ignore[arg-type]
         if issubclass(kind, dict):
             self._descend(depth)
-            return self._object(dict(dict.items(value)), depth - 1)  # type: ignore[arg-type]
+            return self._object(list(dict.items(value)), depth - 1)  # type: ignore[arg-type]
         if issubclass(kind, list):
             self._descend(depth)
-            items: list[object] = list(list.__iter__(value))  # type: ignore[arg-type]
+            items: Iterator[object] = list.__iter__(value)  # type: ignore[arg-type]
             return [self.copy(item, depth - 1) for item in items]
-        raise self._refusal(f"must hold JSON values only, not {kind.__name__}")
+        raise self._refusal(f"must hold JSON values only, not {_name_of(kind)}")
 
-    def _object(self, pairs: dict[object, object], depth: int) -> dict[str, Any]:
-        plain = {self._key(key): self.copy(item, depth) for key, item in pairs.items()}
+    def _object(self, pairs: list[tuple[object, object]], depth: int) -> dict[str, Any]:
+        plain = {self._key(key): self.copy(item, depth) for key, item in pairs}
         if len(plain) != len(pairs):
             raise self._refusal("must not hold two keys of the same text")
         return plain

@@ -17,7 +17,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Self
 
-from .arguments import check_count, check_database, check_micros
+from .arguments import check_count, check_database, check_micros, check_switch
 from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
@@ -94,7 +94,7 @@ class Lifecycle:
         self._on_end = on_end
         self._clock = clock
         self._busy_timeout = check_micros("busy_timeout", busy_timeout) / 1_000_000
-        self._create = create
+        self._create = check_switch("create", create)
         self._is_inherited = False  # by a fork
         self._hot = NO_ROWS  # the reader's, while open
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open

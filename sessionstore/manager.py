@@ -15,13 +15,15 @@ from typing import Any, TypeVarTuple
 from . import store
 from .arguments import (
     check_count,
+    check_exception,
     check_keys,
     check_micros,
+    check_position,
     check_session_id,
+    check_status,
     check_text,
     encode_object,
 )
-from .errors import InvalidArgumentError
 from .lifecycle import Lifecycle
 from .models import (
     EARLIEST,
@@ -31,7 +33,6 @@ from .models import (
     SessionStats,
     SessionStatus,
     micros_to_text,
-    position,
 )
 
 logger = logging.getLogger(__name__)
@@ -92,16 +93,17 @@ class SessionManager(Lifecycle):
         """
         # What is in memory, and true, costs little more than a lookup in a dict.
         rows, coherence, clock, note_use, reader = self._hot
-        try:
-            _, _, true_until, slot, word = cached = rows[session_id]
-            if coherence.words[slot] == word and clock() < true_until:
-                note_use(session_id)
-                reader.hits += 1
-                session = Session()
-                session._source = cached  # it reads the first two
-                return session
-        except (KeyError, TypeError):  # not there; or no id at all
-            pass
+        if type(session_id) is str:  # a subclass has methods of its own, which may say anything
+            try:
+                _, _, true_until, slot, word = cached = rows[session_id]
+                if coherence.words[slot] == word and clock() < true_until:
+                    note_use(session_id)
+                    reader.hits += 1
+                    session = Session()
+                    session._source = cached  # it reads the first two
+                    return session
+            except (KeyError, TypeError):  # not there; or a clock that tells no time
+                pass
         now = self._begin()
         checked_id = check_session_id(session_id)
         return None if checked_id is None else await self._reader.get(checked_id, now)
@@ -138,7 +140,7 @@ class SessionManager(Lifecycle):
         cutoffs = self._expiry.cutoffs(self._begin())
         new_data = encode_object("data", data, self._max_bytes)
         new_metadata = encode_object("metadata", metadata, self._max_bytes)
-        keys = check_keys("remove", remove)
+        keys = check_keys("remove", remove, self._max_bytes)
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return False
@@ -183,7 +185,7 @@ class SessionManager(Lifecycle):
         """
         cutoffs = self._expiry.cutoffs(self._begin())
         child = check_text("child_id", child_id)
-        kept = check_session_id(except_id)
+        kept = check_exception(except_id)
         checked_reason = check_text("reason", reason)
         change = await self._ender.end(
             store.end_sessions_of_child, child, kept, checked_reason, cutoffs, durable=True
@@ -205,9 +207,7 @@ class SessionManager(Lifecycle):
         now = self._begin()
         child = None if child_id is None else check_text("child_id", child_id)
         count = -1 if limit is None else check_count("limit", limit)  # -1: SQLite's for no limit
-        if after is not None and not isinstance(after, Session):
-            raise InvalidArgumentError("after must be a Session, the last one of the page before")
-        start = ("", "") if after is None else position(after)
+        start = ("", "") if after is None else check_position(after)
         cutoffs = self._expiry.cutoffs(now)
         return await self._list(now, store.select_active_sessions, child, start, count, cutoffs)
 
@@ -243,9 +243,7 @@ class SessionManager(Lifecycle):
         now = self._begin()
         child = None if child_id is None else check_text("child_id", child_id)
         count = check_count("limit", limit)
-        if status is not None and status not in list(SessionStatus):
-            raise InvalidArgumentError(f"status must be one of {', '.join(SessionStatus)}")
-        wanted = None if status is None else str(status)
+        wanted = None if status is None else check_status(status)
         cutoffs = self._expiry.cutoffs(now)
         return await self._list(now, store.select_sessions_by_filter, child, wanted, count, cutoffs)
 
