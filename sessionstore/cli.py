@@ -41,13 +41,16 @@ CHILD_WIDTH = 36  # columns of a child's id in a list; show prints all of it
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. argv is that of the process by default."""
-    set_up()
     try:
+        set_up()
         code = _run(argv)
         flush()
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except ValueError:  # that is what Python says of a stream that was closed
+        complain("the output is closed")
+        return FAILED
     except OSError as error:
         give_up_output()
         if not isinstance(error, BrokenPipeError):  # that is a reader who has seen enough

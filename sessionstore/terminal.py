@@ -40,7 +40,7 @@ def say(*lines: str) -> None:
 
 def complain(problem: str) -> None:
     """Print one line on standard error, if there is one."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(f"sessionstore: {printable(problem)}\n")
             sys.stderr.flush()
@@ -91,9 +91,10 @@ def table(rows: Iterable[Iterable[str]], numbers: Container[int] = ()) -> Iterat
 
 def shorten(text: str, width: int) -> str:
     """Cut a text that takes more than so many columns of a terminal."""
-    text = printable(text)
-    if _width(text) <= width:
-        return text
+    start = text[: 8 * width]  # with what is drawn over it; another program's may have no end
+    if len(start) == len(text) and _width(printable(text)) <= width:
+        return printable(text)
+    text = printable(start)
     while _width(text) > width - 3:
         text = text[:-1]
     return f"{text}..."
