@@ -4,6 +4,7 @@
 Plain functions for jobs on the connection's own thread. Those that write run with the lock held.
 """
 
+import errno
 import logging
 import os
 import sqlite3
@@ -18,6 +19,9 @@ from .transactions import is_busy
 logger = logging.getLogger(__name__)
 
 MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
+
+# A folder that may be written but not read, or any on Windows; and one on an odd file system.
+_CANNOT_SYNC = (errno.EACCES, errno.EINVAL)
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
@@ -46,9 +50,38 @@ def connect(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
     if not create and not os.path.exists(path):
         raise StorageError("there is no such file, and it was not to be made")
     if path != ":memory:":
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder(os.path.dirname(path))
         make_private(path)  # SQLite gives its own files beside it the same mode
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder, and those above it, so that they are still there after a power cut.
+
+    SQLite syncs the folder of its files, and not what that folder is in.
+    """
+    if os.path.isdir(folder):
+        return
+    above = os.path.dirname(folder)
+    _make_folder(above)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):  # else another process was first
+            raise
+    try:
+        _sync(above)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:
