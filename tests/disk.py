@@ -6,10 +6,11 @@ makes calls fail. Disk replays such a record, and tells what the folder may look
 cut in the middle of it.
 
 The model of the disk. What was written to a file before its last sync is there. Each write and
-truncation after it was carried out or not, by itself, in whatever order; a write may also be torn,
-each of its sectors of 512 bytes there or not. Where a file had grown, its new part may hold zeros or
-garbage, and so may files that are mapped. A change of a folder (a file or folder made, renamed or unlinked) counts only when the
-folder was synced; those after that were carried out or not, each by itself.
+truncation after that was carried out or not, by itself, in whatever order; a write may also be
+torn, each of its sectors of 512 bytes there or not. Where a file had grown, its new part may hold
+zeros or garbage, and so may files that are mapped. A change of a folder (a file or folder made,
+renamed or unlinked) is certain when the folder was synced; those after that were carried out or
+not, each by itself.
 """
 
 import ctypes
@@ -62,7 +63,7 @@ def build(folder: Path) -> Path:
         pytest.skip("disk.c needs a C compiler, cc or gcc")
     library = folder / "disk.so"
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [compiler, "-O1", *warnings, "-shared", "-fPIC", "-o", library, SOURCE]
+    command = [compiler, "-O1", *warnings, "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
     subprocess.run([*command, "-ldl", "-lpthread"], check=True)
     return library
 
@@ -192,25 +193,26 @@ def _rename(names: dict[str, File | Folder], changes: "dict[str, File | Folder |
             names[name] = node
 
 
+# How often a call that no sync has made certain was carried out, was not, or was torn.
+WEIGHTS = [
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (0.5, 0.5, 0),
+    (0.3, 0.3, 0.4),
+    (0.95, 0.04, 0.01),
+    (0.04, 0.95, 0.01),
+]
+
+
 class Fate:
     """What a power cut does to the calls that no sync has made certain."""
-
-    # How often such a call was carried out, was not, or was torn.
-    WEIGHTS = [
-        (1, 0, 0),
-        (0, 1, 0),
-        (0, 0, 1),
-        (0.5, 0.5, 0),
-        (0.3, 0.3, 0.4),
-        (0.95, 0.04, 0.01),
-        (0.04, 0.95, 0.01),
-    ]
 
     def __init__(self, rng: random.Random, *, worst: bool = False) -> None:
         """Choose how bad it is; in the worst case no such call was carried out."""
         self.random = rng
         self.garbage = rng.random() < 0.5
-        self._weights = (0, 1, 0) if worst else rng.choice(self.WEIGHTS)
+        self._weights = (0, 1, 0) if worst else rng.choice(WEIGHTS)
         self._keeps = 0.0 if worst else rng.choice((0.0, 0.5, 1.0))
 
     def keeps(self) -> bool:

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from sessionstore import SessionManager, database, preparation, queries, writer
+from sessionstore import SessionManager, migrations, preparation, queries, writer
+from sessionstore.coherence import Coherence
+from sessionstore.jobs import Turn
 from sessionstore.writer import Commit
 
 from .conftest import FakeClock
@@ -93,10 +95,14 @@ def mark_commits(marks: Marks) -> None:
     """Have the writer say what it commits, before and after."""
     commit_together = writer._commit_together
 
-    def commit_and_say(connection: sqlite3.Connection, turn: Any, *arguments: Any) -> Commit:
-        operations: list[writer.Operation] = arguments[0]
+    def commit_and_say(
+        connection: sqlite3.Connection,
+        turn: Turn,
+        operations: list[writer.Operation],
+        coherence: Coherence,
+    ) -> Commit:
         marks.say("begin")
-        commit = commit_together(connection, turn, *arguments)
+        commit = commit_together(connection, turn, operations, coherence)
         done = [
             [apply.__name__, None if apply.__name__ in ALL_AT_ONCE else _id_in(found)]
             for (apply, found, _) in operations
@@ -120,19 +126,21 @@ def break_synchronous(how: str) -> None:
 
 def break_upgrades() -> None:
     """Make and upgrade a file without a sync."""
-    connect = database.connect
 
-    def connect_unsafely(*arguments: Any) -> sqlite3.Connection:
-        connection = connect(*arguments)
+    def migrate_unsafely(connection: sqlite3.Connection, path: str, now: str) -> None:
         connection.execute("PRAGMA synchronous = OFF")
-        return connection
+        migrate(connection, path, now)
 
-    database.connect = connect_unsafely
+    migrate, migrations.migrate = migrations.migrate, migrate_unsafely
 
 
 def break_folders() -> None:
     """Make folders that no sync has made certain."""
-    preparation._sync = lambda _: None
+
+    def sync_nothing(folder: str) -> None:
+        pass
+
+    preparation._sync = sync_nothing
 
 
 BREAKS: dict[str, Callable[[], None]] = {
@@ -159,15 +167,15 @@ class Play:
     async def run(self) -> None:
         """Open, live and close, several times."""
         for _ in range(self._life.lives):
-            async with SessionManager(
+            manager = SessionManager(
                 self._path, clock=self._clock, sweep_interval=None, cache_size=20
-            ) as sessions:
-                async with asyncio.TaskGroup() as group:
-                    workers = [
-                        group.create_task(self._work(sessions, f"child {number}"))
-                        for number in range(self._life.tasks)
-                    ]
-                    group.create_task(self._keep_house(sessions, workers))
+            )
+            async with manager as sessions, asyncio.TaskGroup() as group:
+                workers = [
+                    group.create_task(self._work(sessions, f"child {number}"))
+                    for number in range(self._life.tasks)
+                ]
+                group.create_task(self._keep_house(sessions, workers))
 
     async def _work(self, sessions: SessionManager, child: str) -> None:
         for number in range(self._life.sessions):
@@ -388,6 +396,7 @@ def cut(
 
 def _tamper(path: Path, statement: str) -> None:
     with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
         connection.execute(statement)
         connection.commit()
 
@@ -406,14 +415,14 @@ def _look(path: Path, witness: Witness, now: int, report: Report) -> None:
         problem = f"commit {witness.durable} was acknowledged, {number} is the last one there"
     else:
         report.activity.append(witness.lost_activity(number, now))
-        if report.cuts % 10 == 0:
+        if report.cuts % 20 == 0:
             asyncio.run(go_on(path))
             problem = recover(path)[1]
     if problem:
         report.violations.append(f"cut {report.cuts}, in commit {witness.begun}: {problem}")
 
 
-# -- Upgrades ---------------------------------------------------------------------------------------
+# -- Upgrades --------------------------------------------------------------------------------------
 
 OLD = Path("sessions.db")
 NEW_ID = "00000000-0000-4000-8000-00000000abcd"

@@ -241,5 +241,5 @@ def test_an_upgrade_without_a_sync_is_caught(library: Path, tmp_path: Path) -> N
     """A file that is neither as it was nor upgraded does not go unseen."""
     with pytest.raises((AssertionError, sqlite3.DatabaseError)):
         assert_power_may_fail_in_an_upgrade(
-            library, tmp_path, "0.1.0", QUICK_UPGRADE_CUTS, "no sync of upgrades"
+            library, tmp_path, "predecessor", QUICK_UPGRADE_CUTS, "no sync of upgrades"
         )
