@@ -34,6 +34,7 @@ OLD = 2 * CHUNK + 100  # sessions that have ended long ago, and as many that are
 IDLE, ENDED = "idle", "ended long ago"  # their owners
 DAY = 86_400.0  # seconds
 OPERATIONS = {"create": 3, "touch": 6, "update": 4, "end": 2, "delete": 1, "end all": 1}
+MOST_IDS = 20  # that an owner has
 NO_RESULT = "no result"  # of a call that had not returned
 
 Row = tuple[str, dict[str, Any], dict[str, Any], int]  # status, data, metadata, count
@@ -116,26 +117,37 @@ async def own_sessions(
     """Create sessions of one owner, and do to them whatever can be done, until the store closes."""
     ids: list[str] = []
     for number in itertools.count():
-        (operation,) = chance.choices([*OPERATIONS], [*OPERATIONS.values()])
-        if not ids or len(ids) > 20:
-            operation = "delete" if ids else "create"
-        id_ = chance.choice(ids) if ids else ""
+        operation, id_ = choose(chance, ids)
         log.write(owner, operation, id_, number)
         try:
-            result = await _call(sessions, owner, operation, id_, number)
+            result = await perform(sessions, owner, operation, id_, number)
         except StoreClosedError:
             log.write(owner, "refused")
             return
         log.write(owner, result)
-        if operation == "create":
-            ids.append(str(result))
-        elif operation == "delete":
-            ids.remove(id_)
+        keep_ids(ids, operation, id_, result)
 
 
-async def _call(
+def choose(chance: random.Random, ids: list[str]) -> tuple[str, str]:
+    """Return what to do next to an owner's sessions, and to which of them."""
+    if not ids or len(ids) > MOST_IDS:
+        return ("delete", ids[0]) if ids else ("create", "")
+    (operation,) = chance.choices([*OPERATIONS], [*OPERATIONS.values()])
+    return operation, chance.choice(ids)
+
+
+def keep_ids(ids: list[str], operation: str, id_: str, result: object) -> None:
+    """Note which sessions there are after a call that has returned."""
+    if operation == "create":
+        ids.append(str(result))
+    elif operation == "delete":
+        ids.remove(id_)
+
+
+async def perform(
     sessions: SessionManager, owner: str, operation: str, id_: str, number: int
 ) -> object:
+    """Call the store; what `carry_out` says of the same call is what must come of it."""
     stamp = {"n": number}
     if operation == "create":
         return await sessions.create_session(owner, stamp, metadata=stamp)

@@ -93,8 +93,8 @@ STAGES: dict[str, tuple[Callable[[Path], None], str, float, str]] = {
     "open": (make_nothing, "opening", 0.03, "open"),
     "migration": (make_first_release, "opening", 0.05, "open"),
     "adoption": (make_predecessors, "opening", 0.1, "open"),
-    "writing": (make_old, "open", 0.3, "closing"),
-    "checkpoint": (make_nothing, "open", 0.15, "closing"),
+    "writing": (make_old, "open", 0.2, "closing"),
+    "checkpoint": (make_nothing, "open", 0.1, "closing"),
     "close": (make_nothing, "closing", 0.01, "closed"),
 }
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
