@@ -24,7 +24,7 @@ from .ending import Ender, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
 from .models import EARLIEST, Expiry, micros_to_text, read_clock
 from .reader import NO_ROWS, Reader
-from .sweeper import Sweeper
+from .sweeper import ClockWatch, Sweeper
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ class Lifecycle:
     _reader: Reader
     _ender: Ender
     _sweeper: Sweeper | None
+    _clock_watch: ClockWatch
+    _monotonic = staticmethod(time.monotonic)  # what the clock is held against
 
     def __init__(
         self,
@@ -119,7 +121,9 @@ class Lifecycle:
             self._database = database
             _open_stores.add(self)  # from here on a fork would take connections along
             try:
-                await database.open(micros_to_text(read_clock(self._clock)))
+                now = read_clock(self._clock)
+                self._clock_watch = ClockWatch(now, self._monotonic)
+                await database.open(micros_to_text(now))
             except BaseException:
                 _open_stores.discard(self)
                 raise
@@ -184,17 +188,21 @@ class Lifecycle:
         if self._loop is not asyncio.get_running_loop():
             raise StoreClosedError(_OTHER_LOOP)
 
-    async def _time_out(self, now: int, *, wait: bool = True) -> int:
-        await self._database.tidy_wal()
+    async def _time_out(self, now: int) -> int:
         await self._reader.notice_foreign_commits()
-        return await self._ender.time_out(now, wait=wait)
+        return await self._ender.time_out(now)
 
     async def _sweep(self) -> None:
+        """Time out and purge, but not by a clock that has jumped: it may soon be corrected."""
+        await self._reader.notice_foreign_commits()
         now = read_clock(self._clock)
-        timed_out = await self._time_out(now, wait=False)  # a callback that hangs stops no sweep
+        if self._clock_watch.has_jumped(now):
+            return
+        timed_out = await self._ender.time_out(now, wait=False)  # a callback may hang
         purged = 0
         if self._retention is not None:
             purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
+        await self._database.tidy_wal()
         if timed_out or purged:
             logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
 

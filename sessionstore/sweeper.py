@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A background loop round any coroutine function.
+"""A background loop round any coroutine function, and a watch on the clock for it.
 
-It knows nothing of what it runs. An error is logged, and the next round comes all the same. The
-pauses vary by a tenth, so that several processes do not sweep at the same moment.
+The loop knows nothing of what it runs. An error is logged, and the next round comes all the same.
+The pauses vary by a tenth, so that several processes do not sweep at the same moment.
 """
 
 import asyncio
@@ -13,6 +13,29 @@ from collections.abc import Awaitable, Callable
 logger = logging.getLogger(__name__)
 
 JITTER = 0.1
+MAX_JUMP = 300.0  # seconds that the clock may gain or lose between two sweeps
+
+
+class ClockWatch:
+    """Says whether a clock has jumped, by a monotonic one, since it was last asked.
+
+    Each look starts anew. So a clock that is corrected before the next look was never believed,
+    and one that stays where it is, such as that of a machine that has slept, is believed then.
+    """
+
+    def __init__(self, now: int, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._last = now, monotonic()
+
+    def has_jumped(self, now: int) -> bool:
+        """Compare the clock's reading, in microseconds, with the one before; log a jump."""
+        before, started = self._last
+        self._last = now, self._monotonic()
+        gained = (now - before) / 1_000_000 - (self._last[1] - started)
+        if abs(gained) <= MAX_JUMP:
+            return False
+        logger.warning("the clock has jumped by %+.0f s since the last sweep: no sweep now", gained)
+        return True
 
 
 class Sweeper:
