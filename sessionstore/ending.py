@@ -72,6 +72,16 @@ class Ender:
             if change.is_all:
                 return total
 
+    async def mark_ahead(self, now: int) -> None:
+        """Mark what is ahead of the clock, in short transactions; idle from now on, it times out.
+
+        Else a session from before the clock was set back would live until the clock is there again.
+        """
+        while not (
+            await self._writer.submit(store.mark_sessions_ahead, now, CHUNK, durable=False)
+        ).is_all:
+            pass
+
     async def purge(self, cutoff: str) -> int:
         """Erase all sessions that ended at the cutoff or before; return their number."""
         total = 0

@@ -198,6 +198,7 @@ class Lifecycle:
         now = read_clock(self._clock)
         if self._clock_watch.has_jumped(now):
             return
+        await self._ender.mark_ahead(now)
         timed_out = await self._ender.time_out(now, wait=False)  # a callback may hang
         purged = 0
         if self._retention is not None:

@@ -62,14 +62,26 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
 """
 
 # Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
-# that has ended or timed out from coming back. max(): last_activity never moves backwards. The row
-# is not returned, since fetching it would cost as much as the update: SessionRow.touched knows it.
+# that has ended or timed out from coming back. max(): last_activity never moves backwards. :latest
+# is :now first, and a time after all others where that finds no session. The row is not returned,
+# since fetching it would cost as much as the update: SessionRow.touched knows it.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
  WHERE id = :id
+   AND last_activity <= :latest
    AND {_LIVE}
+"""
+
+# Serves activity in a session that is ahead of the clock. last_activity cannot tell of it, so a
+# mark (below) is made anew; not where a lifetime starts ahead, too, and would never end. By id.
+UPDATE_SESSION_MARKED = """
+UPDATE sessions
+   SET swept_activity = substr(:now, 1, 25)
+ WHERE id = :id
+   AND length(swept_activity) = 25
+   AND (:lifetime_cutoff = '' OR started_at <= :now)
 """
 
 # Serves update_session, first half: what the keys are merged into. By primary key.
@@ -118,10 +130,10 @@ RETURNING {_COLUMNS}
 # Serves the sweep, first part: what has timed out, and what may have, for all that the sweep before
 # knew. No data is read: most of these may be alive.
 SELECT_SESSIONS_DUE = f"""
-SELECT id, started_at, last_activity
+SELECT id, started_at, last_activity, swept_activity
   {_FROM_DUE}
 UNION ALL
-SELECT id, started_at, last_activity
+SELECT id, started_at, last_activity, swept_activity
   {_FROM_PAST_LIFETIME}
  LIMIT :limit
 """
@@ -145,6 +157,16 @@ UPDATE sessions
  WHERE id = :id
 """
 
+# Serves the background sweep. idx_sessions_activity finds what is ahead of the clock, that is from
+# before it was set back. The mark is the time without its last digit, and comes due like any other.
+UPDATE_SESSIONS_AHEAD = """
+UPDATE sessions
+   SET swept_activity = substr(:now, 1, 25)
+ WHERE id IN (SELECT id
+                FROM sessions INDEXED BY idx_sessions_activity
+               WHERE status = 'active' AND swept_activity > :now LIMIT :limit)
+"""
+
 # Serves delete_session. By primary key, whatever the status.
 DELETE_SESSION = """
 DELETE FROM sessions
@@ -159,8 +181,7 @@ DELETE FROM sessions
  WHERE id IN (SELECT id
                 FROM sessions
                WHERE ended_at <= :cutoff
-               ORDER BY ended_at
-               LIMIT :limit)
+               ORDER BY ended_at LIMIT :limit)
 RETURNING id
 """
 
@@ -196,28 +217,18 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
+_OF_CHILD = f"""SELECT {_COLUMNS} FROM sessions WHERE child_id = :child_id AND status ="""
+
 # Serves get_sessions_for_child. SQLite reads idx_sessions_child_id backwards for each status and
 # merges the four, no further than the limit asks.
 SELECT_SESSIONS_BY_CHILD = f"""
-SELECT {_COLUMNS}
-  FROM sessions
- WHERE child_id = :child_id
-   AND status = 'active'
+{_OF_CHILD} 'active'
 UNION ALL
-SELECT {_COLUMNS}
-  FROM sessions
- WHERE child_id = :child_id
-   AND status = 'ended'
+{_OF_CHILD} 'ended'
 UNION ALL
-SELECT {_COLUMNS}
-  FROM sessions
- WHERE child_id = :child_id
-   AND status = 'timeout'
+{_OF_CHILD} 'timeout'
 UNION ALL
-SELECT {_COLUMNS}
-  FROM sessions
- WHERE child_id = :child_id
-   AND status = 'error'
+{_OF_CHILD} 'error'
  ORDER BY started_at DESC, id DESC
  LIMIT :limit
 """
@@ -248,10 +259,7 @@ SELECT (SELECT count(*) {_FROM_DUE}
        + (SELECT count(*) {_FROM_PAST_LIFETIME})
 """
 
-SELECT_DATABASE_BYTES = """
-SELECT page_count * page_size
-  FROM pragma_page_count(), pragma_page_size()
-"""
+SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
 
 # -- Bookkeeping of migrations, and adoption of the predecessor's file -----------------------------
 

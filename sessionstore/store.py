@@ -16,9 +16,12 @@ from . import queries
 from .arguments import dump_object
 from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
-from .models import Expiry, Row, SessionRow, SessionStatus, micros_to_text
+from .models import Expiry, Row, SessionRow, SessionStatus, micros_from_text, micros_to_text
 from .transactions import transaction
 from .writer import NO_CHANGE, Change
+
+_ANY_TIME = "~"  # sorts after all times
+_MARK_LENGTH = 25  # of swept_activity, where a sweep has marked a session as ahead of the clock
 
 
 class Counts(NamedTuple):
@@ -39,9 +42,12 @@ def touch_session(
     connection: sqlite3.Connection, session_id: str, cutoffs: Mapping[str, str]
 ) -> Change:
     """Move last_activity of a live session to now and count an interaction."""
-    parameters = {"id": session_id, **cutoffs}
+    parameters = {"id": session_id, "latest": cutoffs["now"], **cutoffs}
     if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
-        return NO_CHANGE
+        parameters["latest"] = _ANY_TIME  # it may be ahead of the clock
+        if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
+            return NO_CHANGE
+        connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
     return Change((), session_id, cutoffs["now"])
 
 
@@ -73,6 +79,8 @@ def merge_session(
         raise
     except (TypeError, ValueError, RecursionError):  # of another program, and quoted by the error
         raise StorageError("the session holds JSON that cannot be handled; mend the row") from None
+    if rows[0].last_activity > cutoffs["now"]:
+        connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
 
 
@@ -108,11 +116,12 @@ def time_out_sessions(
     """Of up to limit sessions that are due, mark those that have timed out, as ended when they did.
 
     The others got activity since they came due, and will be due again when they may have timed out.
+    One that is ahead of the clock has timed out when it was idle since a sweep has marked it.
     """
     parameters = {"limit": limit, **expiry.cutoffs(now)}
     due = connection.execute(queries.SELECT_SESSIONS_DUE, parameters).fetchall()
     # All before anything is written: a row that is damaged refuses here.
-    moments = [(id_, expiry.moment(started_at, active)) for id_, started_at, active in due]
+    moments = [(id_, _moment(expiry, now, *times)) for id_, *times in due]
     rows: list[SessionRow] = []
     for id_, expires_at in moments:
         if expires_at <= now:
@@ -122,6 +131,13 @@ def time_out_sessions(
     moved = connection.executemany(queries.UPDATE_SESSION_SWEPT, alive).rowcount
     stuck = not rows and moved <= 0  # a trigger of the host project's may stand in the way
     return Change(rows, is_all=len(due) < limit or stuck)
+
+
+def mark_sessions_ahead(connection: sqlite3.Connection, now: int, limit: int) -> Change:
+    """Mark up to limit sessions that the clock, which was set back, has yet to reach."""
+    parameters = {"now": micros_to_text(now), "limit": limit}
+    marked = connection.execute(queries.UPDATE_SESSIONS_AHEAD, parameters).rowcount
+    return Change(is_all=marked < limit)
 
 
 def delete_session(connection: sqlite3.Connection, session_id: str) -> Change:
@@ -205,6 +221,15 @@ def read_data_version(connection: sqlite3.Connection, turn: Turn) -> int:
     turn.claim()
     version: int = connection.execute(queries.SELECT_DATA_VERSION).fetchone()[0]
     return version
+
+
+def _moment(expiry: Expiry, now: int, started_at: str, last_activity: str, swept: str) -> int:
+    """Return when a session times out; one that is ahead of the clock, when idle since its mark."""
+    expires_at = expiry.moment(started_at, last_activity)
+    is_marked = len(swept) == _MARK_LENGTH and last_activity > micros_to_text(now)
+    if expires_at > now and is_marked:
+        return micros_from_text(f"{swept}0") + expiry.timeout
+    return expires_at
 
 
 def _status_for(reason: str) -> str:

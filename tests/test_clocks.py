@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Clocks that jump, either way, between calls and between processes, and clocks that tell nonsense.
 
-A background sweep does not believe a clock that has jumped since the sweep before it. Tests hold
-the store's clock and its monotonic one, and run the sweep themselves: nothing here waits.
+A background sweep does not believe a clock that has jumped since the sweep before it. Where the
+clock was set back, sweeps see to it that what is ahead of it does not live until it is there again.
+Tests hold the store's clock and its monotonic one, and run the sweep themselves: none waits.
 """
 
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sessionstore import SessionManager
+from sessionstore import SessionManager, store
 from sessionstore.sweeper import MAX_JUMP, ClockWatch
+from sessionstore.writer import Change
 
 from .conftest import START, FakeClock
 
@@ -203,3 +206,100 @@ async def test_the_background_sweep_is_the_one_that_watches(database: Path) -> N
             logger.removeHandler(correction)
         assert clock.now == START
         assert read_file(database) == {"active": 50}
+
+
+# -- Sessions that are ahead of the clock ----------------------------------------------------------
+
+
+async def live_through(
+    sessions: Watched, times: Times, seconds: float, touch: Callable[[], Awaitable[bool]] | None
+) -> None:
+    """Let time pass by the minute, with a sweep each, and activity every ten."""
+    for minute in range(int(seconds / MINUTE)):
+        times.pass_by(MINUTE)
+        await sessions.sweep()
+        if touch is not None and minute % 10 == 9:
+            assert await touch()
+
+
+async def ahead(sessions: Watched, times: Times, jump: float) -> str:
+    """Create a session while the clock is wrong, for long enough that it is believed."""
+    times.jump(jump)
+    await live_through(sessions, times, 5 * MINUTE, None)
+    id_ = await sessions.create_session("lina")
+    await sessions.update_activity(id_)
+    times.jump(-jump)
+    await sessions.sweep()  # sees the jump
+    return id_
+
+
+@pytest.mark.parametrize("jump", [HOUR, DAY, YEAR, 10 * YEAR])
+async def test_a_session_of_the_future_times_out(database: Path, times: Times, jump: float) -> None:
+    """One that was created before the clock was set back has one timeout, not years, to live."""
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        id_ = await ahead(sessions, times, jump)
+        await live_through(sessions, times, TIMEOUT, None)
+        assert read_file(database) == {"active": 1}
+        await live_through(sessions, times, 2 * MINUTE, None)
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.status == "timeout"
+        assert session.end_reason == "timeout"
+        assert session.ended_at is not None
+        assert 0 < times.wall.now - session.ended_at.timestamp() <= 2 * MINUTE
+        assert session.last_activity.timestamp() > times.wall.now + jump - 2 * TIMEOUT
+        assert session.duration.total_seconds() == 0
+
+
+async def test_without_the_mark_it_would_live_for_years(
+    database: Path, times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check above sees what it must."""
+    monkeypatch.setattr(store, "mark_sessions_ahead", lambda *_: Change())
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        await ahead(sessions, times, YEAR)
+        for _ in range(300):
+            times.pass_by(DAY)
+            await sessions.sweep()
+        assert read_file(database) == {"active": 1}
+
+
+@pytest.mark.parametrize("call", ["update_activity", "update_session"])
+@pytest.mark.parametrize("jump", [20 * MINUTE, HOUR, 10 * YEAR])
+async def test_a_session_of_the_future_lives_while_it_is_used(
+    database: Path, times: Times, jump: float, call: str
+) -> None:
+    """The clock may be corrected for good: who is at it is not thrown out. Idle, it times out."""
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        id_ = await ahead(sessions, times, jump)
+        await live_through(sessions, times, 5 * HOUR, lambda: getattr(sessions, call)(id_))
+        assert read_file(database) == {"active": 1}
+        await live_through(sessions, times, TIMEOUT + 2 * MINUTE, None)
+        assert read_file(database) == {"timeout": 1}
+
+
+async def test_a_lifetime_that_starts_in_the_future_ends(database: Path, times: Times) -> None:
+    """However busy it is, such a session does not outlive the limit by the length of the jump."""
+    async with Watched(database, times.wall, times.monotonic, max_lifetime=HOUR) as sessions:
+        id_ = await ahead(sessions, times, YEAR)
+        for _ in range(12):
+            await sessions.update_activity(id_)
+            await live_through(sessions, times, 5 * MINUTE, None)
+        assert read_file(database) == {"timeout": 1}
+
+
+async def test_a_clock_that_is_wrong_for_hours_throws_nobody_out(
+    database: Path, times: Times
+) -> None:
+    """Ten years back and forth again: what was used lives, with its old last_activity; one dies."""
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        used, idle = [await sessions.create_session("lina") for _ in range(2)]
+        times.jump(-10 * YEAR)
+        await live_through(sessions, times, 5 * HOUR, lambda: sessions.update_activity(used))
+        session = await sessions.get_session(used)
+        assert session is not None
+        assert session.last_activity.timestamp() == START
+        times.jump(10 * YEAR)
+        assert not await sessions.update_activity(used)  # for hours, by last_activity; not written
+        assert (await sessions.get_session(idle)).status == "timeout"  # type: ignore[union-attr]
+        assert read_file(database) == {"active": 1, "timeout": 1}

@@ -30,6 +30,7 @@ PAST_LIFETIME = "idx_sessions_status (status=? AND started_at<?)"
 # make no others, but for rows by their id.
 EXPECTED: dict[str, set[str]] = {
     "UPDATE_SESSION_ACTIVITY": {BY_ID},
+    "UPDATE_SESSION_MARKED": {BY_ID},
     "SELECT_LIVE_SESSION_BY_ID": {BY_ID},
     "UPDATE_SESSION_DATA": {BY_ID},
     "UPDATE_SESSION_ENDED": {BY_ID},
@@ -37,6 +38,7 @@ EXPECTED: dict[str, set[str]] = {
     "SELECT_SESSIONS_DUE": {DUE, PAST_LIFETIME},
     "UPDATE_SESSION_TIMED_OUT": {BY_ID},
     "UPDATE_SESSION_SWEPT": {BY_ID},
+    "UPDATE_SESSIONS_AHEAD": {BY_ID, "idx_sessions_activity (*swept_activity>?)"},
     "DELETE_SESSION": {BY_ID},
     "DELETE_SESSIONS_ENDED_BEFORE": {BY_ID, "idx_sessions_ended_at (ended_at<?)"},
     "SELECT_SESSIONS_BY_IDS": {BY_ID},
