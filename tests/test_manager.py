@@ -139,7 +139,11 @@ async def test_an_update_that_grows_too_large_changes_nothing(
         )
         assert results[0] is True
         assert isinstance(results[1], InvalidArgumentError)
+        assert str(results[1]) == "data must not exceed 40 bytes as JSON in UTF-8"
         assert results[2] is True
+        await sessions.update_session(id_, metadata={"a": "x" * 20})
+        with pytest.raises(InvalidArgumentError, match=r"^metadata must not exceed 40 bytes"):
+            await sessions.update_session(id_, metadata={"b": "y" * 20})
         session = await sessions.get_session(id_)
         assert session is not None
         assert session.data == {"a": "x" * 20, "c": 1}
@@ -184,6 +188,10 @@ async def test_end_sessions_spares_one(sessions: SessionManager) -> None:
     assert await sessions.end_sessions("lina", except_id=ids[4]) == 0
     active = await sessions.get_active_sessions()
     assert {session.id for session in active} == {ids[4], other}
+    found = await sessions.list_sessions(status="error")
+    assert {(session.id, session.end_reason) for session in found} == {
+        (id_, "error") for id_ in ids[1:4]
+    }
 
 
 async def test_delete_erases_any_session(sessions: SessionManager) -> None:
@@ -431,7 +439,8 @@ async def test_foreign_json_that_cannot_be_merged_is_a_storage_error(
     id_ = await sessions.create_session("lina")
     with closing(sqlite3.connect(database)) as shell, shell:
         shell.execute("UPDATE sessions SET data = '{\"a\": 1e999}' WHERE id = ?", [id_])
-    with pytest.raises(StorageError, match="JSON"):
+    words = "^the session holds JSON that cannot be handled; mend the row$"
+    with pytest.raises(StorageError, match=words):
         await sessions.update_session(id_, {"b": 1})
     assert await sessions.update_activity(id_)
 

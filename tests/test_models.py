@@ -57,6 +57,22 @@ def test_a_clock_is_read_within_the_years_that_text_can_hold(seconds: float) -> 
         assert EARLIEST <= read_clock(lambda: seconds) <= LATEST
 
 
+@pytest.mark.parametrize(
+    ("seconds", "micros"),
+    [
+        (0.000_002_9, 3),
+        (-0.000_002_9, -3),
+        (-1e15, EARLIEST),
+        (1e15, LATEST),
+        (EARLIEST / 1e6 - 1, EARLIEST),
+        (LATEST / 1e6 + 1, LATEST),
+    ],
+)
+def test_a_clock_is_read_to_the_nearest_microsecond(seconds: float, micros: int) -> None:
+    """A float is rounded, not cut off, and one beyond the years counts as their first or last."""
+    assert read_clock(lambda: seconds) == micros
+
+
 def test_a_clock_that_tells_no_number_is_refused() -> None:
     """A clock that returns a text gets a clear error."""
     with pytest.raises(InvalidArgumentError, match="seconds since the epoch"):
@@ -108,6 +124,7 @@ def test_snapshots_with_equal_fields_are_equal() -> None:
     same = snapshot(row(data='{"b": 2, "a": 1}'), NOW)
     assert one == same
     assert hash(one) == hash(same)
+    assert hash(one) != hash(snapshot(row(data='{"a":1,"b":2}', id="other"), NOW))
     assert one != snapshot(row(data='{"a":1}'), NOW)
     assert one != snapshot(row(data='{"a":1,"b":2}'), NOW + 1)
     assert one != snapshot(row(data='{"a":1,"b":2}', interaction_count=1), NOW)

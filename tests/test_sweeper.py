@@ -36,6 +36,26 @@ async def test_it_calls_again_and_again_and_stops_at_once() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_stop_returns_when_the_round_has_ended() -> None:
+    """What an interrupted round has to put in order is in order when stop() returns."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def sweep() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            ended.set()
+
+    sweeper = Sweeper(sweep, 0.001)
+    sweeper.start()
+    await begun.wait()
+    await sweeper.stop()
+    assert ended.is_set()
+
+
 async def test_an_error_is_logged_and_the_next_round_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -48,6 +48,19 @@ async def test_a_batch_has_a_limit(database: Path, clock: FakeClock) -> None:
         assert seen.count("COMMIT") == 3
 
 
+async def test_the_queue_has_a_limit(database: Path, clock: FakeClock) -> None:
+    """Of 10,100 callers, 10,000 are queued and the others wait outside; all are answered."""
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina")
+        calls = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(10_100)]
+        await asyncio.sleep(0)
+        assert len(sessions._writer._batcher._queue) == 10_000
+        assert all(await asyncio.gather(*calls))
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.interaction_count == 10_100
+
+
 async def test_what_must_survive_a_power_cut_is_synced(database: Path, clock: FakeClock) -> None:
     """Activity and timeouts commit with NORMAL; everything else, and what shares a batch, FULL."""
     async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
