@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""The operations on the table by themselves, where the manager shows too little of them."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sessionstore import store
+from sessionstore.migrations import migrate
+from sessionstore.models import Expiry, SessionRow, micros_to_text
+
+NOON = 1_700_049_600_000_000  # 2023-11-15 12:00:00 UTC, in microseconds
+SECOND = 1_000_000
+EXPIRY = Expiry(60 * SECOND)
+
+
+@pytest.fixture
+def connection(database: Path) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to a new file with today's schema, in WAL mode as the package has it."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        migrate(connection, str(database), micros_to_text(NOON))
+        yield connection
+
+
+def add(connection: sqlite3.Connection, id_: str, last_activity: int = NOON) -> None:
+    """Add an active session."""
+    moment = micros_to_text(last_activity)
+    row = SessionRow(id_, "lina", "active", moment, None, moment, "{}", "{}", 0)
+    store.insert_session(connection, row)
+
+
+def test_a_full_chunk_of_live_sessions_is_not_the_last(connection: sqlite3.Connection) -> None:
+    """However small a chunk is, a sweep that has moved something on goes on to the next one."""
+    for id_ in "abc":
+        add(connection, id_)
+    connection.execute(
+        "UPDATE sessions SET last_activity = ?", [micros_to_text(NOON + 30 * SECOND)]
+    )
+    now = NOON + 60 * SECOND
+    chunks = [store.time_out_sessions(connection, EXPIRY, now, 1) for _ in range(4)]
+    assert [chunk.is_all for chunk in chunks] == [False, False, False, True]
+    assert not any(chunk.rows for chunk in chunks)
+
+
+def test_purge_takes_what_ended_first(connection: sqlite3.Connection) -> None:
+    """Where a chunk cannot hold all, the oldest go first, whatever index finds them."""
+    connection.execute("DROP INDEX idx_sessions_ended_at")
+    for number, id_ in enumerate("dacb"):
+        add(connection, id_)
+        cutoffs = EXPIRY.cutoffs(NOON + (10 - number) * SECOND)
+        assert store.end_session(connection, id_, "manual", cutoffs).rows
+    cutoff = micros_to_text(NOON + 60 * SECOND)
+    first = store.purge_sessions(connection, cutoff, 3)
+    assert (set(first.erased), first.is_all) == ({"b", "c", "a"}, False)
+    last = store.purge_sessions(connection, cutoff, 3)
+    assert (list(last.erased), last.is_all) == (["d"], True)
+
+
+def test_statistics_are_of_one_moment(connection: sqlite3.Connection, database: Path) -> None:
+    """What another connection commits between two of their statements is in none of them."""
+    now = NOON + 60 * SECOND
+    add(connection, "a", NOON)
+    add(connection, "b", now)
+    seen: list[str] = []
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+
+        def commit_between(statement: str) -> None:
+            if "SELECT" not in statement:
+                return
+            seen.append(statement)
+            if len(seen) > 1:  # the first one is what the moment begins with
+                store.time_out_sessions(other, EXPIRY, now, 10)
+                add(other, f"new {len(seen)}", now)
+
+        connection.set_trace_callback(commit_between)
+        counts = store.count_sessions(connection, EXPIRY.cutoffs(now))
+        connection.set_trace_callback(None)
+        after = store.count_sessions(connection, EXPIRY.cutoffs(now))
+    assert len(seen) == 3
+    assert counts.by_status == {"active": 1, "ended": 0, "timeout": 1, "error": 0}
+    assert after.by_status == {"active": 3, "ended": 0, "timeout": 1, "error": 0}
+
+
+def test_what_has_timed_out_counts_once_swept_or_not(connection: sqlite3.Connection) -> None:
+    """A timeout that a sweep has marked and one that it has not are two timeouts."""
+    add(connection, "swept", NOON)
+    assert store.time_out_sessions(connection, EXPIRY, NOON + 60 * SECOND, 10).rows
+    for number in range(3):
+        add(connection, f"unswept {number}", NOON + SECOND)
+    add(connection, "live", NOON + 2 * SECOND)
+    counts = store.count_sessions(connection, EXPIRY.cutoffs(NOON + 61 * SECOND))
+    assert counts.by_status == {"active": 1, "ended": 0, "timeout": 4, "error": 0}
+    assert counts.started_today == 5
