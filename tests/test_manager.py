@@ -38,7 +38,7 @@ async def test_create_gives_an_active_session(sessions: SessionManager) -> None:
     assert session.duration == timedelta(0)
 
 
-IMPOSSIBLE_IDS = {
+IMPOSSIBLE_IDS: dict[str, object] = {
     "unknown": "123e4567-e89b-42d3-a456-426614174000",
     "empty": "",
     "short": "x",

@@ -422,18 +422,52 @@ def lock_like_windows(descriptor: int, mode: int, length: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def take_fcntl_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the package believe that it is on Windows."""
+    monkeypatch.setattr(coherence, "fcntl", None)
+    windows = SimpleNamespace(LK_NBLCK=2, locking=lock_like_windows)
+    monkeypatch.setattr(coherence, "msvcrt", windows, raising=False)
+
+
+@pytest.mark.parametrize("has_fcntl", [True, False])
+def test_it_may_be_descriptor_0(
+    database: Path, monkeypatch: pytest.MonkeyPatch, has_fcntl: bool
+) -> None:
+    """Where standard input is closed, as in some daemons, it gets that number, and keeps it."""
+    if not has_fcntl:
+        take_fcntl_away(monkeypatch)
+    with ExitStack() as stack:
+        standard_input = os.dup(0)
+        stack.callback(os.close, standard_input)
+        stack.callback(os.dup2, standard_input, 0)
+        os.close(0)
+        words = Coherence(str(database))
+        assert not words.is_open
+        opened: list[int] = []
+        for _ in range(2):
+            with words.hold(Turn(1.0)):
+                assert words.is_open
+            assert os.fstat(0).st_ino == lock_of(database).stat().st_ino
+            opened.append(len(descriptors(lock_of(database))))
+        assert opened[0] == opened[1]
+        words.close()
+        assert not words.is_open
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(0)
+
+
 async def test_without_fcntl_one_manager_at_a_time_has_the_file(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second one is refused with words that say why, and served when the first has closed."""
-    monkeypatch.setattr(coherence, "fcntl", None)
-    windows = SimpleNamespace(LK_NBLCK=2, locking=lock_like_windows)
-    monkeypatch.setattr(coherence, "msvcrt", windows, raising=False)
+    take_fcntl_away(monkeypatch)
     first, second = quiet(database), quiet(database)
+    words = "another process has the database open; one at a time"
     async with first:
+        assert stat.S_IMODE(lock_of(database).stat().st_mode) == 0o600
         id_ = await first.create_session("lina")
         for _ in range(2):
-            with pytest.raises(StoreBusyError, match="another process has the database open"):
+            with pytest.raises(StoreBusyError, match=f"^{words}$"):
                 await second.open()
         assert await first.update_activity(id_)
         assert await first.get_session(id_)

@@ -4,6 +4,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,32 @@ async def test_a_failing_operation_fails_alone(database: Path, clock: FakeClock)
         assert (session.interaction_count, session.status) == (1, "ended")
 
 
+async def test_an_error_that_is_none_of_sqlites_reaches_its_caller(
+    database: Path, clock: FakeClock
+) -> None:
+    """A fault in an operation is raised as it is where it was called, and nowhere else.
+
+    By itself it is tried once; of a batch it is tried again by itself.
+    """
+    tries = 0
+
+    def stumble(_: sqlite3.Connection) -> Change:
+        nonlocal tries
+        tries += 1
+        raise ZeroDivisionError
+
+    async with SessionManager(database, clock=clock) as sessions:
+        id_ = await sessions.create_session("lina")
+        with pytest.raises(ZeroDivisionError):
+            await submit(sessions, stumble)
+        assert tries == 1
+        results = await asyncio.gather(
+            submit(sessions, stumble), sessions.update_activity(id_), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [ZeroDivisionError, bool]
+        assert tries == 3
+
+
 async def test_a_failure_that_passes_costs_nobody_anything(
     database: Path, clock: FakeClock
 ) -> None:
@@ -207,6 +234,20 @@ async def test_a_locked_file_fails_the_batch_after_one_wait(
         shell.execute("ROLLBACK")
         shell.close()
         assert await sessions.update_activity(id_) is True
+
+
+@pytest.mark.parametrize("callers", [1, 5])
+async def test_a_batch_waits_for_a_lock_like_one_call(
+    database: Path, clock: FakeClock, callers: int
+) -> None:
+    """Where another program lets go of its lock in time, nobody hears of it."""
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina")
+        with closing(sqlite3.connect(database, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            asyncio.get_running_loop().call_later(0.25, shell.execute, "ROLLBACK")
+            touches = await asyncio.gather(*(sessions.update_activity(id_) for _ in range(callers)))
+        assert touches == [True] * callers
 
 
 async def test_the_cache_is_told_before_the_callers(database: Path, clock: FakeClock) -> None:
