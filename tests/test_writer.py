@@ -223,17 +223,50 @@ async def test_a_locked_file_fails_the_batch_after_one_wait(
     async with SessionManager(database, clock=clock, cache_size=0, busy_timeout=0.2) as sessions:
         id_ = await sessions.create_session("lina")
         shell = sqlite3.connect(database, isolation_level=None)
+        seen = await trace(sessions)
         shell.execute("BEGIN IMMEDIATE")
         started = asyncio.get_running_loop().time()
         results = await asyncio.gather(
-            *(sessions.update_activity(id_) for _ in range(20)), return_exceptions=True
+            *(sessions.update_activity(id_) for _ in range(200)), return_exceptions=True
         )
         assert {type(result) for result in results} == {StoreBusyError}
         assert asyncio.get_running_loop().time() - started < 20 * 0.2
         assert await sessions.get_session(id_) is not None
+        with pytest.raises(StoreBusyError):
+            await sessions.update_activity(id_)
         shell.execute("ROLLBACK")
         shell.close()
         assert await sessions.update_activity(id_) is True
+        assert seen.count("BEGIN IMMEDIATE") < 100  # it was not tried for each by itself
+        assert seen.count("COMMIT") == 1
+
+
+async def test_a_lock_in_the_middle_of_a_batch_fails_it_whole(
+    database: Path, clock: FakeClock
+) -> None:
+    """Where SQLite is busy later than at BEGIN, all callers hear so, and nothing is replayed."""
+    tries = 0
+
+    def meet_a_lock(_: sqlite3.Connection) -> Change:
+        nonlocal tries
+        tries += 1
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+    async with SessionManager(database, clock=clock) as sessions:
+        id_ = await sessions.create_session("lina")
+        results = await asyncio.gather(
+            sessions.update_activity(id_),
+            submit(sessions, meet_a_lock),
+            sessions.update_activity(id_),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [StoreBusyError] * 3
+        assert tries == 1
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.interaction_count == 0
 
 
 @pytest.mark.parametrize("callers", [1, 5])
