@@ -32,6 +32,18 @@ def test_a_word_is_current_until_its_slot_is_written() -> None:
     assert coherence.is_current(8, coherence.word(8))
 
 
+def test_words_are_made_of_the_revision() -> None:
+    """A job of the revision r has the word 2r + 1 in flight, and 2r afterwards, in every release."""
+    coherence = Coherence(None)
+    assert coherence.begin([7, 8]) == {7: 0, 8: 0}
+    assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, 3, 3]
+    assert coherence.settle([7, 8]) == 2
+    assert coherence.begin([8]) == {8: 2}
+    assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, 2, 5]
+    assert coherence.settle([8]) == 4
+    assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, 2, 4]
+
+
 def test_the_slot_of_a_session_is_stable() -> None:
     """The slot is a function of the id alone, the same in every process and release."""
     assert slot_of("123e4567-e89b-42d3-a456-426614174000") == 20_086
