@@ -33,7 +33,7 @@ def test_a_word_is_current_until_its_slot_is_written() -> None:
 
 
 def test_words_are_made_of_the_revision() -> None:
-    """A job of the revision r has the word 2r + 1 in flight, and 2r afterwards, in every release."""
+    """A job of the revision r has the word 2r + 1 in flight, and 2r after it, in every release."""
     coherence = Coherence(None)
     assert coherence.begin([7, 8]) == {7: 0, 8: 0}
     assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, 3, 3]

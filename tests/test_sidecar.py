@@ -7,6 +7,7 @@ import gc
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -254,6 +255,7 @@ def test_a_new_file_begins_beyond_all_words_of_the_old_one(database: Path) -> No
 
 
 BEGUN = b"\x02" + bytes(7)  # a slot's word of the year 1970
+END = 2**58  # no clock will ever reach this revision
 
 
 @pytest.mark.parametrize(
@@ -266,8 +268,9 @@ BEGUN = b"\x02" + bytes(7)  # a slot's word of the year 1970
         BEGUN * SLOTS + bytes(8),
         b"\xff" * SIZE,
         b"garbage!" * (SLOTS + 1),
+        BEGUN * SLOTS + END.to_bytes(8, sys.byteorder),
     ],
-    ids=["empty", "a byte", "short", "zeros", "no last word", "ones", "garbage"],
+    ids=["empty", "a byte", "short", "zeros", "no last word", "ones", "garbage", "no revision"],
 )
 def test_a_file_that_was_never_finished_is_begun_anew(database: Path, content: bytes) -> None:
     """Cut off at any point, or overwritten, it gets its size and words of now."""
@@ -286,7 +289,7 @@ def test_a_revision_older_than_the_clock_is_raised(database: Path) -> None:
     with open(lock_of(database), "r+b") as file:
         file.write(BEGUN)
         file.seek(8 * SLOTS)
-        file.write((now() - 3_600_000_000).to_bytes(8, "little"))
+        file.write((now() - 3_600_000_000).to_bytes(8, sys.byteorder))
     started = now()
     words = hold_once(database)
     assert started <= words.words[SLOTS] <= now()
@@ -294,17 +297,48 @@ def test_a_revision_older_than_the_clock_is_raised(database: Path) -> None:
     words.close()
 
 
-def test_a_revision_ahead_of_the_clock_is_kept(database: Path) -> None:
+@pytest.mark.parametrize("hours", [1, None])
+def test_a_revision_ahead_of_the_clock_is_kept(database: Path, hours: int | None) -> None:
     """A clock that was turned back makes no revision smaller."""
     hold_once(database).close()
-    ahead = now() + 3_600_000_000
+    ahead = now() + hours * 3_600_000_000 if hours else END - 1
     with open(lock_of(database), "r+b") as file:
         file.seek(8 * SLOTS)
-        file.write(ahead.to_bytes(8, "little"))
+        file.write(ahead.to_bytes(8, sys.byteorder))
     words = hold_once(database)
     assert words.words[SLOTS] == ahead
     words.begin([3])
     assert words.settle([3]) == (ahead + 1) << 1
+    words.close()
+
+
+def test_who_waits_for_it_says_so(database: Path) -> None:
+    """The event loop's guard sees whether a job waits for the lock, and when it does no longer."""
+    words, turn = hold_once(database), Turn(1.0)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with words.hold(turn):
+            held.set()
+            assert go_on.wait(10)
+
+    with open(lock_of(database), "r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiter = threading.Thread(target=hold)
+        waiter.start()
+        end = time.monotonic() + 10
+        while not turn.waiting and time.monotonic() < end:
+            time.sleep(0.001)
+        assert turn.waiting
+        assert not held.is_set()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert held.wait(10)
+        assert not turn.waiting
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        go_on.set()
+        waiter.join(10)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     words.close()
 
 
