@@ -203,9 +203,9 @@ class Lifecycle:
         purged = 0
         if self._retention is not None:
             purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
-        await self._database.tidy_wal()
         if timed_out or purged:
             logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
+        await self._database.tidy_wal()
 
     async def _shut_down(self) -> None:
         try:
