@@ -139,16 +139,28 @@ class Coherence:
             self._lock_for_life(self._path)
             yield
             return
-        self._lock(self._path, turn)
         try:
-            yield
-        finally:
-            self._unlock(self._path, turn)
+            self._lock(self._path, turn)
+            try:
+                yield
+            finally:
+                self._unlock(self._path, turn)
+        except OSError:  # where the file is in doubt, the next one who writes opens it anew
+            self._let_go()
+            raise
 
     def close(self) -> None:
         """Let go of the file. Words that were noted are worth nothing afterwards."""
         self._let_go()
         self.words = _NO_WORDS  # the mapping has a descriptor of its own, and goes with its words
+
+    def _let_go(self) -> None:
+        """Unlock and close the file: its mapping, which stays, would keep the lock."""
+        if self._descriptor >= 0:
+            if fcntl is not None:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _lock(self, path: str, turn: Turn) -> None:
         """Lock the file that is at the path now; map it if it is another one, or was cut off."""
@@ -157,18 +169,14 @@ class Coherence:
             if not known:
                 self._descriptor = _open(path)
                 self._identity = identity(os.fstat(self._descriptor))
-            try:
-                _wait_for(self._descriptor, turn)
-                if self._is_at(path):
-                    if not known or not self._is_whole:
-                        self.words = _map(self._descriptor)
-                    return
-                if known:
-                    _fill(self._descriptor)
-                    self.words[:SLOTS] = _IN_FLIGHT
-            except BaseException:
-                self._let_go()
-                raise
+            _wait_for(self._descriptor, turn)
+            if self._is_at(path):
+                if not known or not self._is_whole:
+                    self.words = _map(self._descriptor)
+                return
+            if known:
+                _fill(self._descriptor)
+                self.words[:SLOTS] = _IN_FLIGHT
             self._let_go()
 
     def _unlock(self, path: str, turn: Turn) -> None:
@@ -190,11 +198,6 @@ class Coherence:
             return False
         self._is_whole = status.st_size >= _SIZE
         return identity(status) == self._identity
-
-    def _let_go(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     def _lock_for_life(self, path: str) -> None:
         """Keep every other process from the file until close."""

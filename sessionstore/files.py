@@ -45,10 +45,10 @@ def identity_at(path: str) -> tuple[int, int] | None:
 
 
 def size_at(path: str) -> int:
-    """Return the bytes of the file at the path; 0 where there is none."""
+    """Return the bytes of the file at the path; 0 where there is none that can be looked at."""
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

@@ -14,7 +14,7 @@ from . import migrations, queries
 from .errors import StorageError
 from .files import make_private
 from .jobs import Turn
-from .transactions import is_busy
+from .transactions import is_busy, primary_code, transaction
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,21 @@ def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: s
     connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
     connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
     connection.execute(queries.SET_BUSY_TIMEOUT)
+    _try_to_write(connection)
+
+
+def _try_to_write(connection: sqlite3.Connection) -> None:
+    """Raise where the files could be opened for reading only, as SQLite does without a word.
+
+    Such a connection would stay so when the disk or its permissions were mended.
+    """
+    try:
+        with transaction(connection):
+            connection.execute(queries.UPDATE_SESSION_SWEPT, {"id": None})  # no session
+    except sqlite3.OperationalError as error:
+        # A trigger of the host project's may be faulty; reads go on all the same.
+        if not is_busy(error) and primary_code(error) != sqlite3.SQLITE_ERROR:
+            raise
 
 
 def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:
