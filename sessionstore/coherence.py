@@ -88,6 +88,9 @@ class Coherence:
         self._is_whole = False  # whether the file was long enough when it was last looked at
         self.words = _words_in_memory() if database is None else _NO_WORDS
 
+    def __del__(self) -> None:
+        self.close()  # that of a store whose event loop has ended without close()
+
     @property
     def is_open(self) -> bool:
         """Whether there is a file that was locked before."""

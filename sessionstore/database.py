@@ -24,7 +24,7 @@ from .coherence import Coherence
 from .concurrency import Outcome, finish, resolve
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .files import identity_at, size_at
-from .jobs import Job, Turn
+from .jobs import Errand, Job, Turn
 from .preparation import check_version, connect, prepare_reader, prepare_writer
 from .transactions import is_busy, primary_code
 
@@ -117,6 +117,14 @@ class Connection(aiosqlite.Connection):
         except StoreBusyError:
             logger.warning("another process keeps the lock: the database is closed when it is free")
 
+    def stop(self) -> None:
+        """Close and end the thread, for a connection that was forgotten: aiosqlite calls it then.
+
+        Its own one makes an event loop where there is none any more.
+        """
+        self._tx.put_nowait((None, partial(self._close_here, None, Turn(0.0))))
+        self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
+
     def _connect_here(self) -> None:
         self._connection = self._connector()
 
@@ -142,7 +150,7 @@ class Connection(aiosqlite.Connection):
     ) -> Job[Result]:
         job = Job(partial(_translating, function), on_end, turn, before=self._last)
         self._last = job
-        self._tx.put_nowait((None, job))
+        self._tx.put_nowait((None, Errand(job)))
         return job
 
 

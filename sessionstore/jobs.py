@@ -49,12 +49,27 @@ class Turn:
         return self._decided.acquire(blocking=False)
 
 
+class Errand:
+    """What a connection's thread is given: a job, to be run once.
+
+    An object of its own and not a partial: aiosqlite logs what it runs, and a partial would show
+    the arguments, which are sessions' data. It lets go of the job, since the thread keeps its last
+    errand: where the event loop was closed before it heard of the outcome, the job would keep its
+    callers alive, and with them the store, for as long as the process lives.
+    """
+
+    def __init__(self, job: "Job[Any]") -> None:
+        self._jobs = [job]
+
+    def __call__(self) -> None:
+        """Run the job on the connection's thread."""
+        self._jobs.pop().run()
+
+
 class Job(Generic[Result]):
     """One function, its outcome, and the guard.
 
-    An object of its own and not a partial: aiosqlite logs what it runs, and a partial would show
-    the arguments, which are sessions' data. The outcome goes to `on_end`, in the event loop. After
-    that nothing is held on to, since the thread keeps its last job.
+    The outcome goes to `on_end`, in the event loop; nothing is held on to after that.
     """
 
     def __init__(
@@ -76,7 +91,7 @@ class Job(Generic[Result]):
         self._done.acquire()
         self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
 
-    def __call__(self) -> None:
+    def run(self) -> None:
         """Run on the connection's thread."""
         with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
             self._loop.call_soon_threadsafe(self._settle, self._run())
