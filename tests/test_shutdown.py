@@ -7,6 +7,7 @@ and a process that is to end does so. kills.py has the traffic, and what must be
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import closing, suppress
@@ -26,17 +28,17 @@ from typing import Any
 
 import pytest
 
-from sessionstore import Session, SessionManager, StoreBusyError, StoreClosedError
+from sessionstore import Session, SessionManager, StoreClosedError
 from sessionstore import database as database_module
 from sessionstore.concurrency import Batcher
-from sessionstore.database import Database
+from sessionstore.database import Connection, Database
 from sessionstore.ending import Ender
 from sessionstore.sweeper import Sweeper
 from sessionstore.writer import Change
 
 from . import kills
-from .children import PATIENCE, ROOT, hold_sidecar, holding, is_locked
-from .kills import Ledger, Life
+from .children import PATIENCE, ROOT, is_locked
+from .kills import Ledger
 from .seeds import draw_seed
 from .test_kills import visit
 from .test_lifecycle import descriptors, nothing_left
@@ -608,3 +610,320 @@ async def test_an_open_that_does_not_clean_up_is_caught(
     for database in left_open:
         await close(database)
     assert left != []
+
+
+# -- An event loop that is closed under a store ----------------------------------------------------
+
+
+def abandon(database: Path, calls: int) -> None:
+    """Open a store and call it in an event loop that is closed, and leave the store to itself."""
+
+    async def begin() -> None:
+        sessions = SessionManager(database, sweep_interval=0.01, on_end=lambda _: None)
+        await sessions.open()
+        id_ = await sessions.create_session("lina")
+        tasks = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(calls)]
+        tasks += [asyncio.create_task(sessions.end_session(id_)) for _ in range(calls)]
+        if tasks:
+            await tasks[0]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+
+
+def abandon_some(folder: Path, calls: int, stores: int = 3, patience: float = 5.0) -> list[str]:
+    """Abandon stores one after the other; return what each has left."""
+    left = []
+    threads, files = threading.active_count(), descriptors()
+    for number in range(stores):
+        database = folder / f"{number}.db"
+        abandon(database, calls)
+        asyncio.run(visit(database))  # nothing is in its way
+        deadline = time.monotonic() + patience
+        while left_over := (threading.active_count() - threads, descriptors() - files):
+            gc.collect()
+            if left_over == (0, 0) or time.monotonic() > deadline:
+                break
+            time.sleep(0.002)
+        if left_over != (0, 0):
+            left.append("{} threads and {} descriptors".format(*left_over))
+        assert is_free(database)
+    return left
+
+
+@pytest.fixture
+def _forgetful(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Have Python and asyncio not complain of what a closed loop has left."""
+    with warnings.catch_warnings(), caplog.at_level(logging.CRITICAL, "asyncio"):
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.filterwarnings("ignore", ".*was never awaited", RuntimeWarning)
+        yield
+
+
+@pytest.mark.usefixtures("_forgetful")
+@pytest.mark.parametrize("calls", [0, 1, 500])
+def test_a_store_of_a_closed_loop_leaves_nothing(tmp_path: Path, calls: int) -> None:
+    """With calls in flight or not, its threads and descriptors go, and it is in nobody's way."""
+    assert abandon_some(tmp_path, calls) == []
+
+
+@pytest.mark.usefixtures("_forgetful")
+def test_a_thread_that_keeps_its_store_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a thread keeps its last job, and with it the store, the test above sees that."""
+    threads = threading.active_count()
+    monkeypatch.setattr(database_module, "Errand", lambda job: job.run)
+    assert abandon_some(tmp_path, 500, stores=1, patience=0.5) != []
+    for connection in filter(lambda each: isinstance(each, Connection), gc.get_objects()):
+        connection._tx.put_nowait((None, gc.collect))  # it lets go of the job before
+    del connection
+    while threading.active_count() > threads:
+        gc.collect()
+
+
+# -- Processes that end ----------------------------------------------------------------------------
+
+PROLOGUE = """
+import asyncio, logging, os, pathlib, random, signal, sys, threading, time, warnings
+from sessionstore import SessionManager
+from tests import kills
+
+warnings.simplefilter("ignore", ResourceWarning)
+chance = random.Random({seed})
+life = kills.Life("life", pathlib.Path("sessions.db"), {seed})
+tasks = []
+
+
+def say_when():
+    print(time.monotonic(), flush=True)
+
+
+def wait():
+    return asyncio.sleep(chance.uniform(0.02, 0.2))
+
+
+async def begin():
+    global sessions
+    sessions = SessionManager(life.database, sweep_interval=0.05)
+    await sessions.open()
+    log = kills.Log(life.log)
+    tasks.extend(asyncio.create_task(task) for task in kills.traffic(sessions, life, log))
+
+
+async def serve():
+    await begin()
+    try:
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        await sessions.close()
+
+"""
+
+# How a process comes to its end, and with which exit code; None: it may be any, and with any words.
+ENDINGS: dict[str, tuple[str, int | None]] = {
+    "SIGTERM": ("asyncio.run(serve())", -signal.SIGTERM),
+    "SIGTERM that cancels": (
+        """
+        async def main():
+            task = asyncio.current_task()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            await serve()
+
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            sys.exit(3)
+        """,
+        3,
+    ),
+    "SIGTERM that raises": (
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+        asyncio.run(serve())
+        """,
+        3,
+    ),
+    "SIGINT": (
+        """
+        try:
+            asyncio.run(serve())
+        except KeyboardInterrupt:
+            sys.exit(3)
+        """,
+        3,
+    ),
+    "SIGINT, twice": ("asyncio.run(serve())", None),
+    "return": (
+        """
+        async def main():
+            await begin()
+            await wait()
+            say_when()
+
+        asyncio.run(main())
+        """,
+        0,
+    ),
+    "sys.exit": (
+        """
+        async def main():
+            await begin()
+            await wait()
+            say_when()
+            sys.exit(3)
+
+        asyncio.run(main())
+        """,
+        3,
+    ),
+    "os._exit": (
+        """
+        async def main():
+            await begin()
+            await wait()
+            say_when()
+            os._exit(3)
+
+        asyncio.run(main())
+        """,
+        3,
+    ),
+    "a task that fails": (
+        """
+        async def fail():
+            await wait()
+            say_when()
+            raise RuntimeError
+
+        async def main():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(serve())
+                group.create_task(fail())
+
+        try:
+            asyncio.run(main())
+        except* RuntimeError:
+            sys.exit(3)
+        """,
+        3,
+    ),
+    "a closed loop": (
+        """
+        async def main():
+            await begin()
+            await wait()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        logging.disable()  # asyncio complains of the tasks
+        say_when()
+        """,
+        0,
+    ),
+    "a daemon thread": (
+        """
+        threading.Thread(target=asyncio.run, args=[serve()], daemon=True).start()
+        time.sleep(chance.uniform(0.3, 0.5))
+        say_when()
+        sys.exit(3)
+        """,
+        3,
+    ),
+}
+
+
+def end_process(
+    ending: str, folder: Path, seed: int, break_it: str = ""
+) -> tuple[float, list[str]]:
+    """Have a process in traffic end; return how long that took, and what is wrong afterwards.
+
+    A real interpreter, since its end is what is tested.
+    """
+    script, code = ENDINGS[ending]
+    chance = random.Random(seed)
+    program = PROLOGUE.format(seed=seed) + break_it + textwrap.dedent(script)
+    with start_interpreter(program, folder) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        word = process.stdout.readline()
+        if ending.startswith("SIG"):
+            assert word == "ready\n", process.stderr.read()
+            time.sleep(chance.uniform(0.0, 0.2))
+            started = time.monotonic()
+            process.send_signal(signal.Signals[ending.split()[0].strip(",")])
+            if ending.endswith("twice"):
+                time.sleep(chance.uniform(0.0, 0.02))
+                process.send_signal(signal.SIGINT)
+        else:
+            while word == "ready\n":
+                word = process.stdout.readline()
+            assert word, process.stderr.read()
+            started = float(word)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(EXIT)
+        took = time.monotonic() - started
+        process.kill()
+        errors = process.stderr.read()
+    faults: list[str] = []
+    if code is not None and (process.returncode != code or errors):
+        faults.append(f"it returned {process.returncode}: {errors}")
+    if took >= EXIT:
+        faults.append(f"it took {took:.1f} s")
+    database = folder / "sessions.db"
+    if not is_free(database):
+        faults.append("a lock is held")
+    ledger = Ledger(is_whole=False)
+    faults += ledger.settle([kills.read_log(folder / "life.log")[0]], kills.read(database))
+    asyncio.run(visit(database))
+    print(f"{ending}: {ledger.acknowledged} acknowledged calls, it ended in {took:.3f} s")
+    if not ledger.acknowledged:
+        faults.append("there was no traffic")
+    return took, faults
+
+
+def start_interpreter(script: str, folder: Path) -> "subprocess.Popen[str]":
+    """Start a program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_processes(ending: str, folder: Path, number: int) -> None:
+    """Have so many processes end, and demand that each does so in time and loses nothing."""
+    slowest = 0.0
+    for run in range(number):
+        seed = draw_seed()
+        (folder / str(run)).mkdir()
+        took, faults = end_process(ending, folder / str(run), seed)
+        assert faults == [], f"SEED={seed}"
+        slowest = max(slowest, took)
+    print(f"{ending}: {number} processes, the slowest ended in {slowest:.3f} s")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_ends_in_the_middle_of_traffic(tmp_path: Path, ending: str) -> None:
+    """It ends within two seconds, leaves no lock, and what it had acknowledged is in the file."""
+    end_processes(ending, tmp_path, 1)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_many_processes_end_in_the_middle_of_traffic(tmp_path: Path, ending: str) -> None:
+    """The same as above, 30 times each."""
+    end_processes(ending, tmp_path, 30)
+
+
+def test_a_process_that_hangs_is_caught(tmp_path: Path) -> None:
+    """Where the threads of a forgotten store hold up the end, the test above sees that."""
+    break_it = "threading.Thread.daemon = property(lambda *_: False, lambda *_: None)\n"
+    _, faults = end_process("return", tmp_path, draw_seed(), break_it)
+    assert any("it took" in fault for fault in faults), faults
