@@ -102,7 +102,7 @@ class SessionManager(Lifecycle):
                     session = Session()
                     session._source = cached  # it reads the first two
                     return session
-            except (KeyError, TypeError):  # not there; or a clock that tells no time
+            except (KeyError, TypeError, ArithmeticError):  # not there; or a clock without time
                 pass
         now = self._begin()
         checked_id = check_session_id(session_id)

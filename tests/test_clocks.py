@@ -9,52 +9,24 @@ Tests hold the store's clock and its monotonic one, and run the sweep themselves
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sessionstore import SessionManager, store
+from sessionstore import InvalidArgumentError, Session, SessionManager, store
 from sessionstore.sweeper import MAX_JUMP, ClockWatch
 from sessionstore.writer import Change
 
+from .clocks import DAY, HOUR, MINUTE, TIMEOUT, YEAR, Times, Watched
 from .conftest import START, FakeClock
 
-MINUTE, HOUR, DAY, YEAR = 60.0, 3_600.0, 86_400.0, 31_556_952.0
-TIMEOUT = 30 * MINUTE
 JUMPS = [sign * size for size in (MAX_JUMP + 1, HOUR, DAY, YEAR, 10 * YEAR) for sign in (1, -1)]
-
-
-class Watched(SessionManager):
-    """A manager whose monotonic clock is the test's, and whose sweep a test calls."""
-
-    def __init__(self, database: Path, clock: FakeClock, monotonic: FakeClock, **settings: Any):
-        settings.setdefault("sweep_interval", None)
-        super().__init__(database, clock=clock, **settings)
-        self._monotonic = monotonic
-
-    async def sweep(self) -> None:
-        """Do what the background loop does after each pause."""
-        await self._sweep()
-
-
-class Times:
-    """A wall clock and a monotonic one: time passes on both, and a jump moves the first only."""
-
-    def __init__(self) -> None:
-        self.wall = FakeClock()
-        self.monotonic = FakeClock(1_000.0)
-
-    def pass_by(self, seconds: float) -> None:
-        """Let time pass."""
-        self.wall.turn(seconds)
-        self.monotonic.turn(seconds)
-
-    def jump(self, seconds: float) -> None:
-        """Set the wall clock."""
-        self.wall.turn(seconds)
 
 
 @pytest.fixture
@@ -303,3 +275,200 @@ async def test_a_clock_that_is_wrong_for_hours_throws_nobody_out(
         assert not await sessions.update_activity(used)  # for hours, by last_activity; not written
         assert (await sessions.get_session(idle)).status == "timeout"  # type: ignore[union-attr]
         assert read_file(database) == {"active": 1, "timeout": 1}
+
+
+# -- What is listed and counted by a clock that jumps ----------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [-10 * YEAR, -DAY, -1.0, 1.0, MINUTE])
+async def test_pages_show_each_session_once(database: Path, times: Times, jump: float) -> None:
+    """Where the clock jumps between pages, whatever was there at first is shown once, in order."""
+    async with Watched(database, times.wall, times.monotonic, timeout=10 * YEAR) as sessions:
+        for number in range(20):
+            times.jump(jump if number % 2 else -jump)
+            await sessions.create_session("lina")
+        expected = [session.id for session in await sessions.get_active_sessions()]
+        seen: list[Session] = []
+        while page := await sessions.get_active_sessions(limit=3, after=seen[-1] if seen else None):
+            seen += page
+            times.jump(jump)
+            if len(seen) < 30:  # else there would be a next page for ever
+                await sessions.create_session("omar")
+        assert [session.id for session in seen if session.child_id == "lina"] == expected
+        assert [session.started_at for session in seen] == sorted(s.started_at for s in seen)
+
+
+async def test_what_ended_before_it_started_is_sound(database: Path, times: Times) -> None:
+    """Ended by a clock that was set back, it has a duration of zero, and goes by its ended_at."""
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        id_ = await sessions.create_session("lina")
+        times.jump(-YEAR)
+        assert await sessions.end_session(id_)
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.ended_at is not None
+        assert session.ended_at < session.started_at
+        assert session.duration.total_seconds() == 0
+        assert await sessions.purge_ended_sessions(1) == 0
+        times.jump(1)
+        assert await sessions.purge_ended_sessions(1) == 1
+
+
+async def test_what_ended_in_the_future_is_kept_until_then(database: Path, times: Times) -> None:
+    """A purge goes by ended_at and the clock, whichever of the two was wrong; both are final."""
+    async with Watched(database, times.wall, times.monotonic, retention=DAY) as sessions:
+        id_ = await sessions.create_session("lina")
+        times.jump(20 * MINUTE)
+        assert await sessions.end_session(id_)
+        times.jump(-20 * MINUTE)
+        assert not await sessions.update_activity(id_)
+        assert await sessions.purge_ended_sessions(0) == 0
+        stats = await sessions.get_session_stats()
+        assert (stats["sessions_today"], stats["by_status"]["ended"]) == (1, 1)
+        times.jump(20 * MINUTE)
+        assert await sessions.purge_ended_sessions(0) == 1
+
+
+@pytest.mark.parametrize(("jump", "today"), [(DAY, 2), (-DAY, 1)])
+async def test_sessions_today_are_those_since_midnight(
+    database: Path, times: Times, jump: float, today: int
+) -> None:
+    """One that started tomorrow, by a clock that ran ahead, has started since midnight, too."""
+    async with Watched(database, times.wall, times.monotonic) as sessions:
+        await sessions.create_session("lina")
+        times.jump(jump)
+        await sessions.create_session("lina")
+        times.jump(-jump)
+        assert (await sessions.get_session_stats())["sessions_today"] == today
+
+
+# -- Clocks that tell nonsense ---------------------------------------------------------------------
+
+
+class BrokenError(Exception):
+    """What a clock may raise."""
+
+
+NONSENSE: list[object] = [
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    Decimal("NaN"),
+    Decimal("Infinity"),
+    None,
+    "1700000000",
+    b"1",
+    [1],
+    1j,
+    object(),
+    datetime(2023, 11, 14, tzinfo=UTC),
+    timedelta(1),
+]
+NUMBERS: list[Any] = [0, -1, -1e18, 1e18, 10**400, -(10**400), Decimal(7), Fraction(1, 3), True]
+
+
+async def answers(sessions: SessionManager, id_: str, child: Session) -> list[object]:
+    """Make each call that reads the clock, and return what it gave or raised."""
+    calls: list[Coroutine[Any, Any, object]] = [
+        sessions.create_session("lina"),
+        sessions.get_session(id_),
+        sessions.get_session("not there"),
+        sessions.update_activity(id_),
+        sessions.update_session(id_, {"a": 1}),
+        sessions.end_session(id_),
+        sessions.end_sessions("lina"),
+        sessions.delete_session(id_),
+        sessions.get_active_sessions(after=child),
+        sessions.get_sessions_for_child("lina"),
+        sessions.list_sessions(),
+        sessions.cleanup_inactive_sessions(),
+        sessions.purge_ended_sessions(1),
+        sessions.get_session_stats(),
+    ]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=repr)
+async def test_a_clock_that_tells_no_time_is_named(database: Path, nonsense: Any) -> None:
+    """Each call refuses it with what it said, and writes nothing; then all goes on."""
+    clock = FakeClock()
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina", {"a": 0})
+        before = await sessions.get_session(id_)
+        assert before is not None
+        clock.now = nonsense
+        results = await answers(sessions, id_, before)
+        if nonsense == float("-inf"):  # before any expires_at, for what is in memory
+            assert results.pop(1) == before
+        for result in results:
+            assert isinstance(result, InvalidArgumentError)
+            assert "the clock returned" in str(result)
+        with pytest.raises(InvalidArgumentError, match="the clock returned"):
+            await SessionManager(database, clock=clock).open()
+        clock.now = START
+        assert await sessions.get_session(id_) == before
+        assert (await sessions.get_session_stats())["total_sessions"] == 1
+
+
+async def test_a_clock_that_raises_is_heard(database: Path) -> None:
+    """Its own exception comes through, from each call, and harms nothing."""
+    clock, fails = FakeClock(), False
+
+    def read() -> float:
+        if fails:
+            raise BrokenError
+        return clock()
+
+    async with SessionManager(database, clock=read, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina", {"a": 0})
+        before = await sessions.get_session(id_)
+        assert before is not None
+        fails = True
+        for result in await answers(sessions, id_, before):
+            assert isinstance(result, BrokenError)
+        with pytest.raises(BrokenError):
+            await SessionManager(database, clock=read).open()
+        fails = False
+        assert await sessions.get_session(id_) == before
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: repr(number)[:9])
+async def test_any_number_is_a_time(database: Path, number: Any) -> None:
+    """A clock may tell numbers of any kind and size: beyond the years 1 to 9999 it stands still."""
+    clock = FakeClock()
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        clock.now = number
+        id_ = await sessions.create_session("lina")
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.is_active
+        for result in await answers(sessions, id_, session):
+            assert not isinstance(result, Exception)
+
+
+async def test_a_sweep_by_a_clock_that_tells_no_time_is_logged(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The background loop goes on, and sweeps when the clock is back."""
+    clock = FakeClock()
+    clock_is_bad = asyncio.Event()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            clock_is_bad.set()
+
+    logger, heard = logging.getLogger("sessionstore.sweeper"), Heard(logging.ERROR)
+    logger.addHandler(heard)
+    try:
+        async with SessionManager(database, clock=clock, sweep_interval=0.01) as sessions:
+            id_ = await sessions.create_session("lina")
+            clock.now = float("nan")
+            async with asyncio.timeout(10):
+                await clock_is_bad.wait()
+                clock.now = START + TIMEOUT
+                while read_file(database) != {"timeout": 1}:  # noqa: ASYNC110  # no event tells
+                    await asyncio.sleep(0.005)
+            assert not await sessions.update_activity(id_)
+    finally:
+        logger.removeHandler(heard)
+    assert "the clock returned nan" in caplog.text
