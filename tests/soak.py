@@ -10,8 +10,9 @@ and the retention come round often. The traffic is paced, and leaves part of a c
 
 Memory, descriptors, threads, tasks, WAL, file, rows and cache are looked at again and again. Each
 is flat where the median of the last quarter of the time is at most GROWTH times that of the second
-one, and a slack of its own; the first quarter is for warming up. The exit code is 1 where something
-was not flat, a call gave a wrong answer, or there were too few sessions. It needs Linux's /proc.
+one, and a slack of its own; the first quarter is for warming up. The WAL may fill up to the limit
+that the package sets. The exit code is 1 where something was not flat, a call gave a wrong answer,
+or there were too few sessions. It needs Linux's /proc.
 """
 
 import argparse
@@ -49,6 +50,7 @@ SAMPLES = 400  # at most, and not more often than every quarter of a second
 
 GROWTH = 1.1
 MEGABYTE = 1_000_000
+WAL_LIMIT = 16 * 2**20  # bytes, which the package sets
 ENOUGH = 0.9  # of the sessions that were asked for
 
 
@@ -69,11 +71,12 @@ class Sample(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A figure of a sample: its title, the divisor to show it by, and by how much it may grow."""
+    """A figure of a sample, and when it is flat."""
 
     title: str
-    unit: float
-    slack: float | None  # None: it is shown, and not judged
+    unit: float  # it is shown in
+    slack: float | None  # that it may grow by, too; None: it is shown, and not judged
+    limit: float = 0.0  # up to which it may fill up
 
 
 MEASURES = {
@@ -81,7 +84,7 @@ MEASURES = {
     "descriptors": Measure("open descriptors", 1, 1),
     "threads": Measure("threads", 1, 0),
     "tasks": Measure("tasks", 1, 5),
-    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE),
+    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, WAL_LIMIT),
     "file": Measure("database file, MB", MEGABYTE, MEGABYTE / 4),
     "rows": Measure("rows in the table", 1, 100),
     "cache": Measure("sessions in the cache", 1, 100),
@@ -137,7 +140,8 @@ def judge(samples: Sequence[Sample]) -> list[Finding]:
             continue
         before = statistics.median(getattr(each, name) for each in second)
         after = statistics.median(getattr(each, name) for each in last)
-        findings.append(Finding(name, before, after, after <= GROWTH * before + measure.slack))
+        bound = max(GROWTH * before + measure.slack, measure.limit)
+        findings.append(Finding(name, before, after, after <= bound))
     return findings
 
 
