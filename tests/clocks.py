@@ -99,6 +99,10 @@ class Ledger:
         """Return the ids of all sessions that were ever in the file."""
         return set(self._last_activity)
 
+    def ended(self) -> list[str]:
+        """Return the ids of all sessions that were seen ended."""
+        return sorted(self._final)
+
     def by_status(self) -> dict[str, int]:
         """Count the rows of the file."""
         query = "SELECT status, count(*) FROM sessions GROUP BY status"

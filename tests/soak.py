@@ -85,7 +85,7 @@ MEASURES = {
     "threads": Measure("threads", 1, 0),
     "tasks": Measure("tasks", 1, 5),
     "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, WAL_LIMIT),
-    "file": Measure("database file, MB", MEGABYTE, MEGABYTE / 4),
+    "file": Measure("database file, MB", MEGABYTE, MEGABYTE / 10),
     "rows": Measure("rows in the table", 1, 100),
     "cache": Measure("sessions in the cache", 1, 100),
     "calls": Measure("calls a second", 1, None),

