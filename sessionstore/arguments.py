@@ -132,13 +132,14 @@ def check_keys(name: str, value: Iterable[str], limit: int) -> tuple[str, ...]:
 
 def check_database(database: object) -> str:
     """Return the path that a path or URL names, or ":memory:"."""
+    is_text = issubclass(type(database), str)
     try:
-        text = str.__str__(os.fsdecode(database))  # type: ignore[arg-type]  # it refuses what we do
+        text = str.__str__(database if is_text else os.fsdecode(database))  # type: ignore[arg-type]
         os.fsencode(text)  # a lone surrogate is no byte of a path, but for those of fsdecode
     except Exception as error:  # a path's own methods may raise anything
         raise InvalidArgumentError("database must be a path or a sqlite:/// URL") from error
     scheme, separator, path = text.partition("://")
-    if separator and issubclass(type(database), str):
+    if separator and is_text:
         if scheme + separator not in _URL_SCHEMES:
             raise InvalidArgumentError("database URL must start with sqlite:///")
         if path and not path.startswith("/"):
@@ -156,10 +157,9 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
     if value is None:
         return "{}"
     try:
-        if not isinstance(value, Mapping):
-            raise InvalidArgumentError(f"{name} must be a mapping, not {_name_of(type(value))}")
-        mapping = value if issubclass(type(value), dict) else _read(value, max_bytes)
-        plain = _Copier(name, max_bytes).copy(mapping, MAX_DEPTH)
+        if not issubclass(type(value), dict):
+            value = _read(name, value, max_bytes)
+        plain = _Copier(name, max_bytes).copy(value, MAX_DEPTH)
     except InvalidArgumentError:
         raise
     except Exception as error:  # a mapping's own methods may raise anything
@@ -167,8 +167,10 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
     return dump_object(name, plain, max_bytes)
 
 
-def _read(mapping: Mapping[object, object], max_bytes: int) -> dict[object, object]:
+def _read(name: str, mapping: object, max_bytes: int) -> dict[object, object]:
     """Return a mapping as a dict; of one without end, as much as is too much."""
+    if not isinstance(mapping, Mapping):
+        raise InvalidArgumentError(f"{name} must be a mapping, not {_name_of(type(mapping))}")
     keys = islice(mapping.keys(), min(max_bytes, sys.maxsize - 1) + 1)
     return {key: mapping[key] for key in keys}
 
