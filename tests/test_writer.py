@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from sessionstore import SessionManager, StorageError, StoreBusyError, store
+from sessionstore import database as database_module
+from sessionstore.jobs import Turn
 from sessionstore.migrations import migrate
 from sessionstore.writer import Change
 
@@ -239,6 +241,31 @@ async def test_a_locked_file_fails_the_batch_after_one_wait(
         assert await sessions.update_activity(id_) is True
         assert seen.count("BEGIN IMMEDIATE") < 100  # it was not tried for each by itself
         assert seen.count("COMMIT") == 1
+
+
+async def test_who_has_waited_in_the_queue_waits_no_longer_for_a_lock(
+    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timeout counts from the call: the batches behind one that gave up give up at once."""
+    patience: list[float] = []
+
+    class Recorded(Turn):
+        def __init__(self, seconds: float) -> None:
+            super().__init__(seconds)
+            patience.append(seconds)
+
+    async with SessionManager(
+        database, clock=clock, busy_timeout=0.1, sweep_interval=None
+    ) as sessions:
+        id_ = await sessions.create_session("lina")
+        monkeypatch.setattr(database_module, "Turn", Recorded)
+        with closing(sqlite3.connect(database, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            calls = (sessions.update_activity(id_) for _ in range(1_200))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} == {StoreBusyError}
+        assert patience[0] > 0.05
+        assert patience[1:] == [0, 0]
 
 
 async def test_a_lock_in_the_middle_of_a_batch_fails_it_whole(
