@@ -239,6 +239,19 @@ def test_two_that_map_it_see_the_same_words(database: Path) -> None:
     other.close()
 
 
+def test_without_the_file_nothing_is_current(database: Path) -> None:
+    """Before the first lock and after close() no noted word counts, and none can be set."""
+    words = Coherence(str(database))
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            words.begin([7])
+        with words.hold(Turn(1.0)):
+            noted = [words.word(slot) for slot in (0, 7, SLOTS - 1)]
+            assert all(map(words.is_current, (0, 7, SLOTS - 1), noted))
+        words.close()
+        assert not any(map(words.is_current, (0, 7, SLOTS - 1), noted))
+
+
 def test_a_new_file_begins_beyond_all_words_of_the_old_one(database: Path) -> None:
     """No word of a replaced file is ever met again, so that nothing cached under it is believed."""
     old = hold_once(database)
@@ -369,13 +382,19 @@ async def test_no_stale_hit_remains_when_it_was_deleted(
 
 
 async def test_the_first_who_notices_warns_those_who_only_read(database: Path) -> None:
-    """Whoever still has the old file finds no hit in it from the first write to the new one on."""
+    """Whoever still has the old file finds no hit in it from the first write to the new one on.
+
+    Nor is anything kept under its words that was read after that.
+    """
     async with quiet(database) as one, quiet(database) as other:
-        id_ = await one.create_session("lina")
+        id_, later = await one.create_session("lina"), await one.create_session("ben")
         assert await is_active(one, id_)
         lock_of(database).unlink()
         assert await other.end_session(id_)
         assert not await is_active(one, id_)
+        assert await is_active(one, later)
+        assert await other.end_session(later)
+        assert not await is_active(one, later)
 
 
 async def test_a_background_sweep_notices_that_it_was_deleted(database: Path) -> None:
