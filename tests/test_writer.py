@@ -246,7 +246,7 @@ async def test_a_locked_file_fails_the_batch_after_one_wait(
 async def test_who_has_waited_in_the_queue_waits_no_longer_for_a_lock(
     database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timeout counts from the call: the batches behind one that gave up give up at once."""
+    """The timeout counts from the call: a batch behind one that gave up waits hardly any more."""
     patience: list[float] = []
 
     class Recorded(Turn):
@@ -255,7 +255,7 @@ async def test_who_has_waited_in_the_queue_waits_no_longer_for_a_lock(
             patience.append(seconds)
 
     async with SessionManager(
-        database, clock=clock, busy_timeout=0.1, sweep_interval=None
+        database, clock=clock, busy_timeout=0.5, sweep_interval=None
     ) as sessions:
         id_ = await sessions.create_session("lina")
         monkeypatch.setattr(database_module, "Turn", Recorded)
@@ -264,8 +264,8 @@ async def test_who_has_waited_in_the_queue_waits_no_longer_for_a_lock(
             calls = (sessions.update_activity(id_) for _ in range(1_200))
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(result) for result in results} == {StoreBusyError}
-        assert patience[0] > 0.05
-        assert patience[1:] == [0, 0]
+        assert len(patience) == 3
+        assert max(patience[1:]) < 0.25 < patience[0]
 
 
 async def test_a_lock_in_the_middle_of_a_batch_fails_it_whole(
