@@ -19,14 +19,15 @@ from typing import Any, TypeVar, TypeVarTuple
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from . import migrations, queries
+from . import migrations
 from .coherence import Coherence
 from .concurrency import Outcome, finish, resolve
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
-from .files import identity_at, size_at
+from .files import identity_at
 from .jobs import Errand, Job, Turn
 from .preparation import check_version, connect, prepare_reader, prepare_writer
 from .transactions import is_busy, primary_code
+from .wal import WriteAheadLog
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for another process's lock
-WAL_LIMIT = 16_777_216  # bytes; queries.SET_JOURNAL_SIZE_LIMIT has it, too
 
 
 def translate(error: sqlite3.Error) -> SessionStoreError:
@@ -177,8 +177,7 @@ class Database:
         self._busy_timeout = busy_timeout
         self._connections: list[Connection] = []
         self._identity: tuple[int, int] | None = None
-        self._wal_limit = WAL_LIMIT
-        self._wal_size = 0  # bytes, after the last write job
+        self._wal = WriteAheadLog(self._path)
         self.coherence = Coherence(None if path == ":memory:" else self._path)
 
     async def open(self, now: str) -> None:
@@ -246,12 +245,9 @@ class Database:
             self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn
         )
 
-    async def tidy_wal(self) -> None:
-        """Empty the WAL: of sessions that were erased since, it still holds what they had.
-
-        Where a long list is in the way, the next call does it.
-        """
-        await self.write(self._tidy_wal)
+    async def empty_wal(self) -> bool:
+        """Take out of the write-ahead log what was erased; return whether that could be done."""
+        return await self.write(self._empty_wal)
 
     def _exclusively(
         self,
@@ -264,25 +260,12 @@ class Database:
             if identity_at(self._path) != self._identity:
                 raise StorageError("the database was moved, deleted or replaced; open it again")
             result = job(connection, turn, *arguments)
-            self._bound_wal(connection)
+            self._wal.bound(connection)
             return result
 
-    def _bound_wal(self, connection: sqlite3.Connection) -> None:
-        """Empty the WAL where it has outgrown its limit, because readers overlapped all the time.
-
-        While a long list runs that cannot be done: the next try comes when it has grown further.
-        """
-        size = size_at(f"{self._path}-wal")
-        if size < self._wal_size:  # it has begun anew: the long list is over
-            self._wal_limit = WAL_LIMIT
-        self._wal_size = size
-        if size > self._wal_limit:
-            self._wal_limit = WAL_LIMIT + (0 if _empty_wal(connection) else size)
-
-    def _tidy_wal(self, connection: sqlite3.Connection, turn: Turn) -> None:
+    def _empty_wal(self, connection: sqlite3.Connection, turn: Turn) -> bool:
         turn.claim()
-        if size_at(f"{self._path}-wal"):
-            _empty_wal(connection)
+        return self._wal.empty(connection)
 
     async def _connect(self) -> Connection:
         connector = partial(connect, self._path, self._create, self._busy_timeout)
@@ -290,16 +273,6 @@ class Database:
         self._connections.append(connection)
         await connection.start()
         return connection
-
-
-def _empty_wal(connection: sqlite3.Connection) -> bool:
-    """Copy the WAL into the database and cut it to nothing, unless a reader needs it."""
-    try:
-        (busy, _, _) = connection.execute(queries.CHECKPOINT_TRUNCATE).fetchone()
-    except sqlite3.Error:  # the job's own commit has succeeded, and its callers must hear that
-        logger.exception("the WAL could not be emptied; it is tried again later")
-        return False
-    return not busy
 
 
 # Of the parent process. Its connections must not be closed in the child, nor may the child open the

@@ -98,6 +98,7 @@ class Lifecycle:
         self._busy_timeout = check_micros("busy_timeout", busy_timeout) / 1_000_000
         self._create = check_switch("create", create)
         self._is_inherited = False  # by a fork
+        self._has_erased = False  # what the write-ahead log may still hold
         self._hot = NO_ROWS  # the reader's, while open
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
         self._owner: asyncio.AbstractEventLoop | None = None  # of the lock below
@@ -202,10 +203,20 @@ class Lifecycle:
         timed_out = await self._ender.time_out(now, wait=False)  # a callback may hang
         purged = 0
         if self._retention is not None:
-            purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - self._retention)))
+            purged = await self._purge(now, self._retention)
         if timed_out or purged:
             logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
-        await self._database.tidy_wal()
+        await self._clear_wal()
+
+    async def _purge(self, now: int, age: int) -> int:
+        purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
+        self._has_erased |= purged > 0
+        return purged
+
+    async def _clear_wal(self) -> None:
+        """Take what was erased out of the write-ahead log, too, or try again at the next sweep."""
+        if self._has_erased:
+            self._has_erased = not await self._database.empty_wal()
 
     async def _shut_down(self) -> None:
         try:

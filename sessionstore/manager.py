@@ -26,7 +26,6 @@ from .arguments import (
 )
 from .lifecycle import Lifecycle
 from .models import (
-    EARLIEST,
     Row,
     Session,
     SessionRow,
@@ -173,6 +172,7 @@ class SessionManager(Lifecycle):
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return False
+        self._has_erased = True  # or it soon will, also where this call is cancelled
         change = await self._writer.submit(store.delete_session, checked_id, durable=True)
         return bool(change.erased)
 
@@ -262,7 +262,9 @@ class SessionManager(Lifecycle):
         now = self._begin()
         age = check_micros("older_than", older_than, minimum=0)
         await self._ender.time_out(now)  # on_end is called before a session that timed out goes
-        return await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
+        purged = await self._purge(now, age)
+        await self._clear_wal()
+        return purged
 
     async def get_session_stats(self) -> SessionStats:
         """Return the counts of sessions, of the cache, and the database's size in bytes."""

@@ -290,19 +290,10 @@ def _cutoff(micros: int) -> str:
 def session_at(row: Row, expires_at: int, now: int) -> Session:
     """Return the snapshot of a row at now: timed out from expires_at on, swept or not."""
     if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
+        metadata = {**_read(json.loads, unswept.metadata), "end_reason": "timeout"}
         row = unswept._replace(
             status="timeout",
             ended_at=micros_to_text(expires_at),
-            metadata=_with_timeout(unswept.metadata),
+            metadata=json.dumps(metadata, ensure_ascii=False),
         )
     return snapshot(row, expires_at)
-
-
-def _with_timeout(metadata: str | bytes) -> str:
-    """Add the reason to a JSON object, whatever else is in it: of equal keys the last one counts.
-
-    Another program may have stored the text as a BLOB.
-    """
-    text = metadata if isinstance(metadata, str) else metadata.decode(errors="replace")
-    members = text.strip()[1:-1]
-    return f'{{{members}{"," if members.strip() else ""}"end_reason":"timeout"}}'

@@ -63,8 +63,8 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
 
 # Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
 # that has ended or timed out from coming back. max(): last_activity never moves backwards. :latest
-# is :now first, and a time after all others where that finds no session. The row is not returned,
-# since fetching it would cost as much as the update: SessionRow.touched knows it.
+# is :now first, and then, if no session is found, a time after all others. The row is not returned:
+# fetching it would cost as much as the update, and SessionRow.touched knows it.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),

@@ -27,10 +27,10 @@ from sessionstore import (
     Session,
     SessionManager,
     StorageError,
-    database,
     preparation,
     queries,
     transactions,
+    wal,
     writer,
 )
 from sessionstore.jobs import Turn
@@ -355,7 +355,7 @@ def write_in_the_loop(path: Path, hang: float) -> None:
 def main() -> None:
     """Be the process whose disk fails, for one trial after the other."""
     logging.disable()
-    database.WAL_LIMIT = 40 * 4_096
+    wal.LIMIT = 40 * 4_096
     queries.SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 25"
     for line in sys.stdin:
         order = json.loads(line)

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from sessionstore import SessionManager, StoreClosedError, migrations, preparation, queries, writer
-from sessionstore import database as database_module
 from sessionstore.ending import CHUNK
+from sessionstore.wal import WriteAheadLog
 
 OWNERS = 4  # tasks of a life that have sessions of their own
 BATCH = 40  # sessions that are created at once
@@ -188,14 +188,14 @@ async def clear_away(sessions: SessionManager, log: Log) -> None:
 
 def checkpoint_always(log: Log) -> None:
     """Have each write empty the WAL, in this process, and mark when it does so."""
-    bound = database_module.Database._bound_wal
+    bound = WriteAheadLog.bound
 
     def bound_and_mark(self: Any, connection: sqlite3.Connection) -> None:
-        self._wal_limit = 0
+        self._limit = 0
         with log.mark("checkpoint"):
             bound(self, connection)
 
-    database_module.Database._bound_wal = bound_and_mark  # type: ignore[method-assign]
+    WriteAheadLog.bound = bound_and_mark  # type: ignore[method-assign]
 
 
 # The promises, broken on purpose, in the life alone: what the checks must catch.

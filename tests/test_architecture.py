@@ -32,6 +32,7 @@ LAYERS = [
     "adoption",
     "migrations",
     "preparation",
+    "wal",
     "database",
     "writer",
     "store",

@@ -21,8 +21,7 @@ from typing import Any
 
 import pytest
 
-from sessionstore import SessionManager, StoreBusyError, jobs
-from sessionstore import database as database_module
+from sessionstore import SessionManager, StoreBusyError, jobs, wal
 
 from . import kills
 from .children import Child, Line, holding
@@ -235,7 +234,7 @@ class Traffic:
 @pytest.fixture(autouse=True)
 def _small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the WAL outgrow its limit, so that a long reader is in the way of checkpoints."""
-    monkeypatch.setattr(database_module, "WAL_LIMIT", 1_000_000)
+    monkeypatch.setattr(wal, "LIMIT", 1_000_000)
 
 
 async def endure(

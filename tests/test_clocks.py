@@ -402,7 +402,7 @@ async def test_a_clock_that_tells_no_time_is_named(database: Path, nonsense: Any
             assert results.pop(1) == before
         for result in results:
             assert isinstance(result, InvalidArgumentError)
-            assert "the clock returned" in str(result)
+            assert "the clock must return" in str(result)
         with pytest.raises(InvalidArgumentError, match="the clock returned"):
             await SessionManager(database, clock=clock).open()
         clock.now = START

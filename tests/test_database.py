@@ -17,8 +17,9 @@ from sessionstore import (
     StoreClosedError,
     jobs,
     queries,
+    wal,
 )
-from sessionstore.database import WAL_LIMIT, Database, translate
+from sessionstore.database import Database, translate
 
 from .conftest import FakeClock
 
@@ -240,7 +241,7 @@ async def test_the_guard_looks_after_the_first_of_many_jobs(tmp_path: Path) -> N
 
 def test_the_limit_of_the_wal_is_one_number() -> None:
     """SQLite cuts the WAL to the size at which a write job empties it, in either place."""
-    assert queries.SET_JOURNAL_SIZE_LIMIT.split()[-1] == str(WAL_LIMIT)
+    assert queries.SET_JOURNAL_SIZE_LIMIT.split()[-1] == str(wal.LIMIT)
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 4096])

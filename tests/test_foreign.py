@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sessionstore import SessionManager, queries
-from sessionstore import database as database_module
+from sessionstore import SessionManager, queries, wal
 from sessionstore.preparation import has_wal_reset_bug
 
 from .children import Child, Line
@@ -154,7 +153,7 @@ LISTED = 300  # sessions in a long list
 @pytest.fixture
 def _small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the WAL a small limit."""
-    monkeypatch.setattr(database_module, "WAL_LIMIT", LIMIT)
+    monkeypatch.setattr(wal, "LIMIT", LIMIT)
     monkeypatch.setattr(queries, "SET_JOURNAL_SIZE_LIMIT", f"PRAGMA journal_size_limit = {LIMIT}")
 
 
