@@ -19,14 +19,13 @@ from typing import Any, TypeVar, TypeVarTuple
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from . import migrations
 from .coherence import Coherence
 from .concurrency import Outcome, finish, resolve
 from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .files import identity_at
 from .jobs import Errand, Job, Turn
-from .preparation import check_version, connect, prepare_reader, prepare_writer
-from .transactions import is_busy, primary_code
+from .preparation import check, check_version, connect, prepare_reader, prepare_writer
+from .transactions import SQLITE_ERRORS, is_busy, primary_code
 from .wal import WriteAheadLog
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ Result = TypeVar("Result")
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for another process's lock
 
 
-def translate(error: sqlite3.Error) -> SessionStoreError:
+def translate(error: Exception) -> SessionStoreError:
     """Return our exception for one of SQLite's, which it is chained to."""
     code = primary_code(error)
     ours: SessionStoreError
@@ -157,7 +156,7 @@ class Connection(aiosqlite.Connection):
 def _translating(function: Callable[[], Result]) -> Result:
     try:
         return function()
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         ours = translate(error)
         raise ours from ours.__cause__
     except OSError as error:
@@ -192,7 +191,7 @@ class Database:
         self._identity = identity_at(self._path)
         try:
             # Before the lock file is made: a file that is refused gets nothing beside it.
-            await self._writer.run(migrations.check, self._create)
+            await self._writer.run(check, self._path, self._create)
             await self.write(prepare_writer, self._path, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()

@@ -5,12 +5,46 @@ A file that is there is never touched here, not even opened: closing it would dr
 SQLite holds on it for this process. Nothing is known here of what the files are for.
 """
 
+import errno
 import os
 import threading
 from contextlib import suppress
 
 # No thread may give a file to SQLite while another one that has just made it has yet to close it.
 _making = threading.Lock()
+
+
+# A folder that may be written but not read, or any on Windows; and one on an odd file system.
+_CANNOT_SYNC = (errno.EACCES, errno.EINVAL)
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder, and those above it, so that they are still there after a power cut.
+
+    SQLite syncs the folder of its files, and not what that folder is in.
+    """
+    if os.path.isdir(folder):
+        return
+    above = os.path.dirname(folder)
+    make_folder(above)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):  # else another process was first
+            raise
+    try:
+        _sync(above)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def create_private(path: str) -> int:

@@ -4,24 +4,22 @@
 Plain functions for jobs on the connection's own thread. Those that write run with the lock held.
 """
 
-import errno
 import logging
 import os
 import sqlite3
 import time
+from contextlib import closing
+from urllib.parse import quote
 
 from . import migrations, queries
 from .errors import StorageError
-from .files import make_private
+from .files import make_folder, make_private, size_at
 from .jobs import Turn
 from .transactions import is_busy, primary_code, transaction
 
 logger = logging.getLogger(__name__)
 
 MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
-
-# A folder that may be written but not read, or any on Windows; and one on an odd file system.
-_CANNOT_SYNC = (errno.EACCES, errno.EINVAL)
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
@@ -50,38 +48,23 @@ def connect(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
     if not create and not os.path.exists(path):
         raise StorageError("there is no such file, and it was not to be made")
     if path != ":memory:":
-        _make_folder(os.path.dirname(path))
+        make_folder(os.path.dirname(path))
         make_private(path)  # SQLite gives its own files beside it the same mode
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
-def _make_folder(folder: str) -> None:
-    """Make a folder, and those above it, so that they are still there after a power cut.
+def check(connection: sqlite3.Connection, path: str, create: bool) -> None:
+    """Refuse a file that is not ours before anything of it is changed.
 
-    SQLite syncs the folder of its files, and not what that folder is in.
+    With a WAL beside it, perhaps of a process that died, it is looked at by a connection that
+    cannot write: another one would copy the WAL into the file when it is closed.
     """
-    if os.path.isdir(folder):
+    if not size_at(f"{path}-wal"):
+        migrations.check(connection, create)
         return
-    above = os.path.dirname(folder)
-    _make_folder(above)
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        if not os.path.isdir(folder):  # else another process was first
-            raise
-    try:
-        _sync(above)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    uri = f"file:{quote(os.fsencode(path))}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as reading:
+        migrations.check(reading, create)
 
 
 def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: str) -> None:

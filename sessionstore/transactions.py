@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from . import queries
 from .jobs import Turn
 
+# The second where a message of SQLite's quotes what is damaged.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
-def is_busy(error: sqlite3.Error) -> bool:
+
+def is_busy(error: Exception) -> bool:
     """Say whether another connection's lock was in the way."""
     return primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def primary_code(error: sqlite3.Error) -> int:
+def primary_code(error: Exception) -> int:
     """Return SQLite's code without its extension; the general one for errors of sqlite3's own."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 

@@ -19,7 +19,7 @@ from .database import Database, translate
 from .errors import SessionStoreError, StoreBusyError
 from .jobs import Turn
 from .models import SessionRow
-from .transactions import is_busy, transaction
+from .transactions import SQLITE_ERRORS, is_busy, transaction
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -122,7 +122,7 @@ def _commit_alone(
 ) -> Commit:
     try:
         return _commit_together(connection, turn, [operation], coherence)
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         return Commit([translate(error)])
     except Exception as error:
         return Commit([error])
