@@ -7,6 +7,7 @@ and what they show must be what was written at some time: nothing foreign, nothi
 cannot be held to that is named with its reason: SQLite has no checksums in the database file.
 """
 
+import ctypes
 import hashlib
 import os
 import random
@@ -14,7 +15,11 @@ import shutil
 import signal
 import sqlite3
 import stat
+import struct
+import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -640,3 +645,102 @@ async def test_close_bears_that_its_folder_is_gone(tmp_path: Path) -> None:
         await sessions.create_session("lina")
         shutil.rmtree(folder)
     assert not folder.exists()
+
+
+# -- What may not be written -----------------------------------------------------------------------
+
+MODES = {  # of the folder, the database, the WAL and the sidecar; None: it is not there
+    "file": (0o700, 0o400, None, 0o600),
+    "file and folder": (0o500, 0o400, None, 0o600),
+    "all": (0o500, 0o400, None, 0o400),
+    "folder": (0o500, 0o600, None, 0o600),
+    "folder without sidecar": (0o500, 0o600, None, None),
+    "sidecar": (0o700, 0o600, None, 0o400),
+    "log": (0o700, 0o600, 0o400, 0o600),
+    "unreadable file": (0o700, 0o000, None, 0o600),
+    "unreadable log": (0o700, 0o600, 0o000, 0o600),
+    "unreadable sidecar": (0o700, 0o600, None, 0o000),
+    "unreadable folder": (0o000, 0o600, None, 0o600),
+}
+
+
+async def try_without_rights(line: Line, database: Path, known: Known) -> None:
+    """Make the calls of a case as somebody whom the modes of files bind: root is not, else."""
+    if os.getuid() == 0:
+        version_3, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
+        assert ctypes.CDLL(None).capset(version_3, nothing) == 0
+    trial = Trial(database, known, exact=False, open_to_all=False)
+    line.say(await trial.open())
+    await trial.use()
+    line.say(await trial.close())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rights of root are dropped as on Linux")
+@pytest.mark.parametrize("name", MODES)
+def test_what_may_not_be_written_is_refused(
+    tmp_path: Path, images: dict[str, Image], name: str
+) -> None:
+    """With any of the files, or the folder, read-only or shut, each write gets an error of ours.
+
+    Where SQLite can read the file, so can the store. The database and its WAL do not change.
+    """
+    of_folder, *of_files = MODES[name]
+    image = images["closed" if of_files[1] is None else "killed"]
+    folder = tmp_path / "deep"
+    shutil.copytree(image.folder, folder)
+    paths = [folder / f"a.db{suffix}" for suffix in ("", "-wal", "-lock")]
+    if of_files[2] is None:
+        paths[2].unlink()
+    before = digests(folder)
+    modes = {path: path.stat().st_mode for path in [*paths, folder] if path.exists()}
+    for path, mode in zip([*paths, folder], [*of_files, of_folder], strict=True):
+        if mode is not None:
+            path.chmod(mode)
+    with Child(try_without_rights, folder / "a.db", image.known) as child:
+        refused = child.line.hear()
+        verdict: Verdict = child.line.hear()
+    folder.chmod(modes[folder])
+    for path, mode in modes.items():
+        path.chmod(mode)
+    assert verdict.wrong == []
+    assert verdict.refused >= 5  # the calls that change a session, and more where it is shut
+    after = digests(folder)
+    if not refused:
+        del before["a.db-lock"], after["a.db-lock"]
+    assert after == before
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("name", ["killed", "closed", "new"])
+def test_a_read_only_mount_is_refused(tmp_path: Path, images: dict[str, Image], name: str) -> None:
+    """On a file system that is mounted read-only, a file and its WAL are refused with an error."""
+    folder = tmp_path / "mounted"
+    if name == "new":
+        folder.mkdir()
+    else:
+        shutil.copytree(images[name].folder, folder)
+    before = digests(folder)
+    script = """
+        import asyncio, sys
+        from sessionstore import SessionManager, StorageError
+
+        try:
+            asyncio.run(SessionManager(sys.argv[1] + "/a.db").open())
+        except StorageError as error:
+            print(error)
+        """
+    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
+    unshare = shutil.which("unshare")
+    attempt = [unshare or "", "-m", "sh", "-c", mount, "sh", folder]
+    if unshare is None or subprocess.run(attempt).returncode:
+        pytest.skip("mounting is not allowed here")
+    command = f'{mount} && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        [*attempt[:4], command, "sh", folder, sys.executable, textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert digests(folder) == before
