@@ -731,12 +731,12 @@ def test_a_read_only_mount_is_refused(tmp_path: Path, images: dict[str, Image], 
         """
     mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
     unshare = shutil.which("unshare")
-    attempt = [unshare or "", "-m", "sh", "-c", mount, "sh", folder]
+    attempt = [unshare or "", "-m", "sh", "-c", mount, "sh", str(folder)]
     if unshare is None or subprocess.run(attempt).returncode:
         pytest.skip("mounting is not allowed here")
     command = f'{mount} && exec "$2" -c "$3" "$1"'
     done = subprocess.run(
-        [*attempt[:4], command, "sh", folder, sys.executable, textwrap.dedent(script)],
+        [*attempt[:4], command, "sh", str(folder), sys.executable, textwrap.dedent(script)],
         capture_output=True,
         text=True,
         timeout=60,
