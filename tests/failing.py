@@ -42,6 +42,7 @@ from .power import SELECT_MISCOUNTED
 from .test_waiting import longest_gap
 
 DATABASE = Path("new", "sessions.db")
+INDEXED_FRAMES = 4_062  # that the first 32 KB of the WAL's index hold
 PATIENCE = 20.0  # seconds until a call that says nothing counts as hung
 READERS_NEED_NOT = {Kind.WRITE, Kind.SYNC, Kind.TRUNCATE, Kind.UNLINK, Kind.MKDIR}
 
@@ -59,6 +60,7 @@ class Fault:
     error: int
     lasting: bool = False
     hang: float = 0.0  # seconds for which each failing call hangs first
+    long_wal: bool = False  # whether the WAL is about to need more of its index from the first on
     broken: str = ""  # on purpose: "lies", "no try" or "in the loop"
 
     def __str__(self) -> str:
@@ -231,6 +233,8 @@ class Trial:
 
     async def suffer(self) -> Account:
         """Live with the fault, and leave the store open."""
+        if self._fault.long_wal:
+            await self._lengthen_wal()
         disk.fail(
             self._fault.kind,
             self._fault.number,
@@ -247,9 +251,23 @@ class Trial:
         await self._watched(self._live(self._manager))
         account = self._ledger.account
         await self._ledger.call("close", self._manager.close())
+        if self._fault.long_wal:
+            await self._other.close()
         if account.raised > 1 and not self._fault.lasting:
             account.violations.append(f"one failing call made {account.raised} calls raise")
         return account
+
+    async def _lengthen_wal(self) -> None:
+        """Fill the WAL nearly as far as the first part of its index reaches, and keep it so."""
+        database.WAL_LIMIT = 2**30
+        queries.SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 0"
+        self._other = SessionManager(self._path, sweep_interval=None)
+        await self._other.open()
+        id_ = await self._other.create_session("long")
+        wal = f"{self._path}-wal"
+        while os.stat(wal).st_size < (INDEXED_FRAMES - 50) * 4_120:
+            await self._other.update_activity(id_)
+        await self._other.delete_session(id_)
 
     async def _watched(self, living: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(living)
