@@ -21,7 +21,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
@@ -66,6 +68,14 @@ def build(folder: Path) -> Path:
     command = [compiler, "-O1", *warnings, "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
     subprocess.run([*command, "-ldl", "-lpthread"], check=True)
     return library
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a folder for files that are made and removed often, in memory where that can be."""
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(os.path.realpath(folder))
 
 
 def environment(library: Path, folder: Path, log: Path | None = None) -> dict[str, str]:

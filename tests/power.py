@@ -16,6 +16,7 @@ import random
 import shutil
 import sqlite3
 import sys
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -331,6 +332,12 @@ def recover(path: Path) -> tuple[str, str]:
 
 async def go_on(path: Path) -> None:
     """Use what is left: the store must open it and keep what it is given."""
+    never = "PRAGMA synchronous = OFF"  # this disk is not cut off once more
+    with patch.multiple(queries, SET_SYNCHRONOUS_FULL=never, SET_SYNCHRONOUS_NORMAL=never):
+        await _live_on(path)
+
+
+async def _live_on(path: Path) -> None:
     async with SessionManager(path, sweep_interval=None) as sessions:
         id_ = await sessions.create_session("ada")
         assert await sessions.update_activity(id_)
@@ -340,13 +347,12 @@ async def go_on(path: Path) -> None:
 def live(library: Path, folder: Path, life: Life, *, upgrade: bool = False) -> list[Record]:
     """Run a process on the disk in the folder, and return the record of it."""
     (folder / "disk").mkdir(exist_ok=True)
-    log = folder / "disk.log"
-    watched = environment(library, folder / "disk", log)
     command = "upgrade" if upgrade else "live"
-    run(__name__, command, str(folder / "disk"), json.dumps(asdict(life)), watched_by=watched)
-    records = list(read_log(log))
-    log.unlink()
-    return records
+    with tempfile.TemporaryDirectory() as logs:
+        log = Path(logs, "disk.log")
+        watched = environment(library, folder / "disk", log)
+        run(__name__, command, str(folder / "disk"), json.dumps(asdict(life)), watched_by=watched)
+        return list(read_log(log))
 
 
 def replay(disk: Disk, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -53,11 +53,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return disk.build(tmp_path_factory.mktemp("disk"))
 
 
-@pytest.fixture
-def patient(library: Path, tmp_path: Path) -> Iterator[failing.Patient]:
+@pytest.fixture(scope="module")
+def patient(library: Path) -> Iterator[failing.Patient]:
     """Yield a process whose disk can be made to fail."""
-    (tmp_path / "disk").mkdir()
-    with failing.Patient(library, tmp_path / "disk") as process:
+    with disk.scratch() as folder, failing.Patient(library, folder) as process:
+        yield process
+
+
+@pytest.fixture
+def odd_patient(library: Path) -> Iterator[failing.Patient]:
+    """Yield one that nobody uses afterwards: what is broken in it, or set, stays so."""
+    with disk.scratch() as folder, failing.Patient(library, folder) as process:
         yield process
 
 
@@ -149,34 +155,34 @@ def assert_the_index_need_not_grow(patient: failing.Patient, kind: Kind, numbers
     assert tally.raised
 
 
-def test_a_long_wal_whose_index_cannot_grow(patient: failing.Patient) -> None:
+def test_a_long_wal_whose_index_cannot_grow(odd_patient: failing.Patient) -> None:
     """Where the index of the WAL needs its second 32 KB and gets none, no process dies of it."""
-    assert_the_index_need_not_grow(patient, Kind.MAP, range(2, 3))
+    assert_the_index_need_not_grow(odd_patient, Kind.MAP, range(2, 3))
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", [Kind.MAP, Kind.WRITE], ids=lambda kind: kind.name)
 def test_a_long_wal_whose_index_cannot_grow_at_any_call(
-    patient: failing.Patient, kind: Kind
+    odd_patient: failing.Patient, kind: Kind
 ) -> None:
     """The same for each call that could fail."""
-    assert_the_index_need_not_grow(patient, kind, range(1, 4 if kind is Kind.MAP else 200))
+    assert_the_index_need_not_grow(odd_patient, kind, range(1, 4 if kind is Kind.MAP else 200))
 
 
 # -- That the check catches what it must -----------------------------------------------------------
 
 
-def test_a_store_that_lies_is_caught(patient: failing.Patient) -> None:
+def test_a_store_that_lies_is_caught(odd_patient: failing.Patient) -> None:
     """Where a write that failed counts as done, the file gives it away."""
     fault = Fault(Kind.WRITE, CALLS[Kind.WRITE] // 2, errno.EIO, lasting=True, broken="lies")
-    assert any("in the file" in violation for violation in patient.endure(fault).violations)
+    assert any("in the file" in violation for violation in odd_patient.endure(fault).violations)
 
 
-def test_a_store_that_does_not_recover_is_caught(patient: failing.Patient) -> None:
+def test_a_store_that_does_not_recover_is_caught(odd_patient: failing.Patient) -> None:
     """Where open() takes what SQLite could only open to read, one failing call makes many raise."""
     found: list[str] = []
     for number in range(CALLS[Kind.OPEN], 0, -1):
-        found += patient.endure(Fault(Kind.OPEN, number, errno.EIO, broken="no try")).violations
+        found += odd_patient.endure(Fault(Kind.OPEN, number, errno.EIO, broken="no try")).violations
         if found:
             break
     assert any("on a sound disk" in violation for violation in found)

@@ -9,7 +9,7 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,14 +24,21 @@ from .test_migrations import make_file_of_version
 
 QUICK, LONG = 3, 40  # runs of the process, each with another seed
 QUICK_CUTS, LONG_CUTS = 100, 500  # in a run
-CONTROL_CUTS = 60
-QUICK_UPGRADE_CUTS, LONG_UPGRADE_CUTS = 40, 1_000
+CONTROL_CUTS = 30
+QUICK_UPGRADE_CUTS, LONG_UPGRADE_CUTS = 30, 1_000
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return disk.c, compiled."""
     return disk.build(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Yield a folder on a fast disk."""
+    with disk.scratch() as path:
+        yield path
 
 
 def cut_off(
@@ -61,15 +68,15 @@ def assert_power_may_fail(library: Path, folder: Path, runs: int, cuts: int) -> 
     assert lost  # or else the cuts cut nothing off
 
 
-def test_power_may_fail_at_any_moment(library: Path, tmp_path: Path) -> None:
+def test_power_may_fail_at_any_moment(library: Path, folder: Path) -> None:
     """The file is whole, some commit's table is in it, and no acknowledged durable one lacks."""
-    assert_power_may_fail(library, tmp_path, QUICK, QUICK_CUTS)
+    assert_power_may_fail(library, folder, QUICK, QUICK_CUTS)
 
 
 @pytest.mark.torture
-def test_power_may_fail_twenty_thousand_times(library: Path, tmp_path: Path) -> None:
+def test_power_may_fail_twenty_thousand_times(library: Path, folder: Path) -> None:
     """The same, 20,000 times."""
-    assert_power_may_fail(library, tmp_path, LONG, LONG_CUTS)
+    assert_power_may_fail(library, folder, LONG, LONG_CUTS)
 
 
 # -- That the check catches what it must -----------------------------------------------------------
@@ -80,38 +87,38 @@ def broken_life(broken: str = "") -> Life:
     return Life(random.randrange(2**32), lives=2, broken=broken)
 
 
-def test_a_store_that_never_syncs_is_caught(library: Path, tmp_path: Path) -> None:
+def test_a_store_that_never_syncs_is_caught(library: Path, folder: Path) -> None:
     """With synchronous=OFF files are damaged, and acknowledged sessions are gone."""
-    report = cut_off(library, tmp_path, broken_life("synchronous=OFF"))
+    report = cut_off(library, folder, broken_life("synchronous=OFF"))
     assert report.corrupt
     assert report.lost_durable
 
 
-def test_a_store_that_seldom_syncs_is_caught(library: Path, tmp_path: Path) -> None:
+def test_a_store_that_seldom_syncs_is_caught(library: Path, folder: Path) -> None:
     """With synchronous=NORMAL for all no file is damaged, but acknowledged sessions are gone."""
-    report = cut_off(library, tmp_path, broken_life("synchronous=NORMAL"))
+    report = cut_off(library, folder, broken_life("synchronous=NORMAL"))
     assert report.lost_durable
     assert not report.corrupt + report.no_prefix
 
 
-def test_a_store_whose_folder_is_not_synced_is_caught(library: Path, tmp_path: Path) -> None:
+def test_a_store_whose_folder_is_not_synced_is_caught(library: Path, folder: Path) -> None:
     """Where the new folder itself may go, all that is in it goes."""
-    report = cut_off(library, tmp_path, broken_life("no sync of folders"))
+    report = cut_off(library, folder, broken_life("no sync of folders"))
     assert report.lost_durable
     assert not report.corrupt + report.no_prefix
 
 
-def test_a_table_that_no_commit_left_is_caught(library: Path, tmp_path: Path) -> None:
+def test_a_table_that_no_commit_left_is_caught(library: Path, folder: Path) -> None:
     """One row that is as it never was makes the table that of no commit."""
     changed = "UPDATE sessions SET interaction_count = 99 WHERE id = (SELECT min(id) FROM sessions)"
-    report = cut_off(library, tmp_path, broken_life(), tamper=changed)
+    report = cut_off(library, folder, broken_life(), tamper=changed)
     assert report.no_prefix > CONTROL_CUTS // 2
 
 
-def test_counters_that_are_off_are_caught(library: Path, tmp_path: Path) -> None:
+def test_counters_that_are_off_are_caught(library: Path, folder: Path) -> None:
     """One session too many in the counters is no whole file."""
     changed = "UPDATE sessionstore_counts SET sessions = sessions + 1"
-    report = cut_off(library, tmp_path, broken_life(), tamper=changed)
+    report = cut_off(library, folder, broken_life(), tamper=changed)
     assert report.corrupt > CONTROL_CUTS // 2
 
 
@@ -121,7 +128,7 @@ def test_counters_that_are_off_are_caught(library: Path, tmp_path: Path) -> None
 @pytest.mark.torture
 @pytest.mark.parametrize("tasks", [1, 10, 100])
 def test_activity_alone_is_at_risk_until_the_next_checkpoint(
-    library: Path, tmp_path: Path, tasks: int
+    library: Path, folder: Path, tasks: int
 ) -> None:
     """At worst what some thousand commits of nothing else hold is lost, and nothing durable."""
     life = Life(
@@ -132,8 +139,8 @@ def test_activity_alone_is_at_risk_until_the_next_checkpoint(
         quiet=10.0,
         checkpoint_pages=3_000,
     )
-    records = power.live(library, tmp_path, life)
-    report = power.cut(tmp_path, records, 200, life.seed, worst=True)
+    records = power.live(library, folder, life)
+    report = power.cut(folder, records, 200, life.seed, worst=True)
     print(f"seed {life.seed}: {report}")
     assert not report.violations, (life, report.violations)
     assert report.lost_commits <= 3_000
@@ -223,23 +230,23 @@ def make_states(folder: Path, make: Callable[[Path], None]) -> dict[str, list[st
 
 
 @pytest.mark.parametrize("kind", OLD_FILES)
-def test_power_may_fail_in_an_upgrade(library: Path, tmp_path: Path, kind: str) -> None:
+def test_power_may_fail_in_an_upgrade(library: Path, folder: Path, kind: str) -> None:
     """The file is as it was, or wholly upgraded; the copy of an adopted one is whole by then."""
-    assert_power_may_fail_in_an_upgrade(library, tmp_path, kind, QUICK_UPGRADE_CUTS)
+    assert_power_may_fail_in_an_upgrade(library, folder, kind, QUICK_UPGRADE_CUTS)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", OLD_FILES)
 def test_power_may_fail_in_an_upgrade_a_thousand_times(
-    library: Path, tmp_path: Path, kind: str
+    library: Path, folder: Path, kind: str
 ) -> None:
     """The same, a thousand times."""
-    assert_power_may_fail_in_an_upgrade(library, tmp_path, kind, LONG_UPGRADE_CUTS)
+    assert_power_may_fail_in_an_upgrade(library, folder, kind, LONG_UPGRADE_CUTS)
 
 
-def test_an_upgrade_without_a_sync_is_caught(library: Path, tmp_path: Path) -> None:
+def test_an_upgrade_without_a_sync_is_caught(library: Path, folder: Path) -> None:
     """A file that is neither as it was nor upgraded does not go unseen."""
     with pytest.raises((AssertionError, sqlite3.DatabaseError)):
         assert_power_may_fail_in_an_upgrade(
-            library, tmp_path, "predecessor", QUICK_UPGRADE_CUTS, "no sync of upgrades"
+            library, folder, "predecessor", QUICK_UPGRADE_CUTS, "no sync of upgrades"
         )
