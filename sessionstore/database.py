@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
-CLOSE_PATIENCE = 1.0  # seconds that close() waits for another process's lock
+CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks of others, writes before it included
 
 
 def translate(error: Exception) -> SessionStoreError:
@@ -87,6 +87,12 @@ class Connection(aiosqlite.Connection):
             raise StoreClosedError("the store is closed")
         return self._queue(partial(function, self._connection, *arguments), on_end, turn)
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for locks while closing: hardly any after a job that waited in vain."""
+        is_in_vain = self._last is not None and self._last.has_timed_out
+        return CLOSE_PATIENCE / 50 if is_in_vain else CLOSE_PATIENCE
+
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
         # A daemon: a process that forgets to close must not hang at its exit.
@@ -106,7 +112,7 @@ class Connection(aiosqlite.Connection):
         Where another process keeps the lock, the thread waits for it, and closes, by itself.
         """
         self._running = False
-        turn = Turn(CLOSE_PATIENCE)
+        turn = Turn(self.patience)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue(partial(self._close_here, coherence, turn), partial(resolve, future), turn)
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
@@ -117,10 +123,7 @@ class Connection(aiosqlite.Connection):
             logger.warning("another process keeps the lock: the database is closed when it is free")
 
     def stop(self) -> None:
-        """Close and end the thread, for a connection that was forgotten: aiosqlite calls it then.
-
-        Its own one makes an event loop where there is none any more.
-        """
+        """End a forgotten connection. That of aiosqlite would make an event loop for it."""
         self._tx.put_nowait((None, partial(self._close_here, None, Turn(0.0))))
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
 
@@ -174,6 +177,7 @@ class Database:
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._create = create
         self._busy_timeout = busy_timeout
+        self._is_closing = False
         self._connections: list[Connection] = []
         self._identity: tuple[int, int] | None = None
         self._wal = WriteAheadLog(self._path)
@@ -199,6 +203,12 @@ class Database:
         except BaseException:
             await self.close()
             raise
+
+    def hurry(self) -> None:
+        """Wait for locks no longer than close() does, from now on."""
+        self._is_closing = True
+        if self._writer._last is not None:
+            self._writer._last.hurry(CLOSE_PATIENCE)
 
     async def close(self) -> None:
         """Finish the jobs that were begun and close; the writer last, so that it can checkpoint."""
@@ -239,7 +249,10 @@ class Database:
         waited: float = 0.0,
     ) -> Job[Result]:
         """Queue what `write` runs, for callers who have waited that long, and return at once."""
-        turn = Turn(max(0.0, self._busy_timeout - waited))
+        patience = self._busy_timeout - waited
+        if self._is_closing:
+            patience = min(patience, self._writer.patience)
+        turn = Turn(max(0.0, patience))
         return self._writer.begin(
             self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn
         )

@@ -142,7 +142,8 @@ class Lifecycle:
         """Finish what was accepted, wait for on_end, and close the file. Safe to call twice.
 
         Calls that come meanwhile, those of on_end included, raise StoreClosedError. A call of
-        on_end that has not returned after 5 seconds is cancelled.
+        on_end that has not returned after 5 seconds is cancelled. Where another process or program
+        keeps a lock for a second more, the writes that wait for it raise StoreBusyError.
         """
         if self._is_inherited:  # it is the parent's to close
             return
@@ -219,6 +220,7 @@ class Lifecycle:
             self._has_erased = not await self._database.empty_wal()
 
     async def _shut_down(self) -> None:
+        self._database.hurry()
         try:
             if self._sweeper is not None:
                 await self._sweeper.stop()
