@@ -260,8 +260,9 @@ async def endure(
     return traffic.faults(database, program, busy_timeout, began, ended)
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.6])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program, seconds", [(name, 0.6) for name in BLOCKERS] + [(name, 0.2) for name in PROGRAMS]
+)
 async def test_traffic_outlives_a_lock(database: Path, program: str, seconds: float) -> None:
     """Waiting is bounded, nothing is lost and nothing undone, reads and the loop go on."""
     assert await endure(database, program, seconds, busy_timeout=0.3) == []

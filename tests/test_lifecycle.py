@@ -391,6 +391,7 @@ def test_ctrl_c_closes_the_store(tmp_path: Path) -> None:
 
         from sessionstore import SessionManager
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
         acknowledged = 0
 
         async def touch(sessions, id_):
