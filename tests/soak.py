@@ -172,7 +172,7 @@ class Traffic:
         self._store = store
         self._total = sessions
         self._seconds = seconds
-        self._patience = TIMEOUT / pace / 2  # real seconds of a pause that ends no session
+        self._patience = TIMEOUT / pace  # real seconds after which a session has timed out
         self._numbers = itertools.count()
         self._known: deque[str] = deque(maxlen=5_000)
         self._chance = random.Random()
@@ -203,6 +203,7 @@ class Traffic:
 
     async def _live(self, number: int) -> None:
         child = f"child-{number % CHILDREN}"
+        active = time.monotonic()
         id_ = await self._store.create_session(child, {"number": number, "topic": "whales"})
         self.calls["create"] += 1
         self.created += 1
@@ -210,8 +211,8 @@ class Traffic:
         touched = 0
         for turn in range(TURNS):
             await asyncio.sleep(self._chance.uniform(0, PAUSE))
+            await self._read(id_, touched, active)
             before = time.monotonic()
-            await self._read(id_, touched)
             if turn % 2:
                 done = await self._store.update_session(id_, {"turn": turn})
                 self.calls["update"] += 1
@@ -220,21 +221,20 @@ class Traffic:
                 self.calls["activity"] += 1
                 touched += done
             if not done:
-                self._object(f"{id_[:8]} was lost in turn {turn}", before)
+                self._object(f"{id_[:8]} was lost in turn {turn}", active)
                 return
-        await self._end(id_, child)
+            active = before
+        await self._end(id_, child, active)
 
-    async def _read(self, id_: str, touched: int) -> None:
-        before = time.monotonic()
+    async def _read(self, id_: str, touched: int, active: float) -> None:
         for _ in range(READS - 1):
             session = await self._store.get_session(id_)
             if session is None or not session.is_active or session.interaction_count != touched:
-                self._object(f"{id_[:8]} was read as {session}, touched {touched} times", before)
+                self._object(f"{id_[:8]} was read as {session}, touched {touched} times", active)
         await self._store.get_session(self._chance.choice(self._known))
         self.calls["get"] += READS
 
-    async def _end(self, id_: str, child: str) -> None:
-        before = time.monotonic()
+    async def _end(self, id_: str, child: str, active: float) -> None:
         ending = self._chance.choices(["ended", "erased", "left"], [55, 10, 35])[0]
         if ending == "left":
             await self._store.get_active_sessions(child, limit=5)
@@ -250,11 +250,11 @@ class Traffic:
         session = await self._store.get_session(id_)
         self.calls["get"] += 1
         if not done or (session is not None and session.is_active):
-            self._object(f"{id_[:8]} was not {ending}, but is {session}", before)
+            self._object(f"{id_[:8]} was not {ending}, but is {session}", active)
 
-    def _object(self, problem: str, before: float) -> None:
-        """Note a wrong answer; but where the machine stood for long, sessions may time out."""
-        if time.monotonic() - before < self._patience:
+    def _object(self, problem: str, active: float) -> None:
+        """Note a wrong answer; but where the machine stood for long, a session may time out."""
+        if time.monotonic() - active < self._patience:
             self.wrong.append(problem)
 
 
