@@ -54,7 +54,6 @@ class Ledger:
         self._final: dict[str, tuple[str, str]] = {}  # status and ended_at of what has ended
         self._last_activity: dict[str, str] = {}
         self._gone: set[str] = set()
-        self.checks = 0
 
     def close(self) -> None:
         """Close the file."""
@@ -75,7 +74,6 @@ class Ledger:
             before = self._last_activity.get(id_, "")
             assert last_activity >= before, f"last_activity of {id_} was {before}: {last_activity}"
             self._last_activity[id_] = last_activity
-            self.checks += 1
         self._gone |= self._last_activity.keys() - {id_ for id_, *_ in rows}
 
     def check_snapshot(self, session_id: str, session: Session | None) -> None:

@@ -456,7 +456,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="a file for all samples")
     options = parser.parse_args(arguments)
     if options.plot is not None:
-        import_module("matplotlib.figure")  # missing, it is better missed at once
+        try:
+            import_module("matplotlib.figure")
+        except ImportError:
+            parser.error('--plot needs matplotlib, which is in the extra "bench"')
     with place(options.database) as database:
         report = asyncio.run(
             soak(
