@@ -8,7 +8,6 @@ timed out" stands here once for Python (session_at), and in queries.py once for 
 and the clock is not read.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,9 +25,12 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def micros_from_text(text: str) -> int:
-    """Turn the table's text into microseconds since the epoch."""
+    """Turn the table's text into microseconds since the epoch.
+
+    Another program may have put NUL behind the 26 characters: SQLite's checks stop there.
+    """
     try:
-        return _second_from_text(text[:19]) + int(text[20:])
+        return _second_from_text(text[:19]) + int(text[20:26])
     except (TypeError, ValueError):
         raise StorageError(_UNREADABLE) from None
 
@@ -62,7 +64,7 @@ def _read(convert: Callable[[str], Value], text: str) -> Value:
 
 
 def _aware(text: str) -> datetime:
-    return _read(datetime.fromisoformat, text).replace(tzinfo=UTC)
+    return _read(datetime.fromisoformat, text[:26]).replace(tzinfo=UTC)
 
 
 def read_clock(clock: Callable[[], float]) -> int:

@@ -84,6 +84,26 @@ def merge_session(
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
 
 
+def _merge(name: str, old: str, new: str, remove: Iterable[str], max_bytes: int) -> str:
+    """Return a JSON object with the members of a new one in it, and without the keys to remove."""
+    try:
+        merged = {**documents.decode(old), **documents.decode(new)}
+        for key in remove:
+            merged.pop(key, None)
+        return dump_object(name, merged, max_bytes)
+    except (ValueError, RecursionError):  # too large; or what another program has written
+        pass
+    try:
+        members = {**documents.split(old), **documents.split(new)}
+        for key in remove:
+            members.pop(key, None)
+        return check_size(name, documents.join(members), max_bytes)
+    except InvalidArgumentError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise StorageError("the session holds JSON that cannot be handled; mend the row") from error
+
+
 def end_session(
     connection: sqlite3.Connection, session_id: str, reason: str, cutoffs: Mapping[str, str]
 ) -> Change:

@@ -370,9 +370,10 @@ def test_no_method_of_a_subclass_is_called(stage: Stage, act: hostile.Act) -> No
         stage.run(stage.here.get_session(id_))
         for kind, value in hostile_values(id_).items():
             if (name, kind) not in READ_BY_METHODS:
-                with armed(act) as called:
-                    stage.attempt(partial(CALLS[name], stage.here, id_, value), act)
-                assert called == [], (name, kind)
+                result = stage.attempt(partial(CALLS[name], stage.here, id_, value), act)
+                # Whether something is a mapping is asked of its __class__, too.
+                allowed = {"__getattribute__"} if result == REFUSED and "data" in name else set()
+                assert set(hostile.Mischief.called) <= allowed, (name, kind)
                 calls += 1
     assert calls == len(CALLS) * len(HOSTILE) - 2
 
@@ -853,8 +854,10 @@ async def test_the_check_of_text_that_is_not_utf8_can_fail(
         f'{{"a":{"[" * 900}{"]" * 900}}}',
         ' {\n "end_reason" : "mine" } \t',
         "{ }",
+        '{"a":1}\0',
+        '{"a":1}\0{"a":2}',
     ],
-    ids=range(6),
+    ids=range(8),
 )
 async def test_foreign_documents_are_in_nobodys_way(
     database: Path, clock: FakeClock, document: str
@@ -876,8 +879,36 @@ async def test_foreign_documents_are_in_nobodys_way(
         assert await sessions.cleanup_inactive_sessions() == 2
         swept = [await sessions.get_session(id_) for id_ in ids]
     try:
-        json.loads(document)
+        json.loads(document.partition("\0")[0])
     except (ValueError, RecursionError):  # Python cannot read it: who asks for it is told
         return
     assert [s and s.end_reason for s in swept] == ["over", "timeout", "timeout"]
     assert unswept == swept
+
+
+async def test_a_foreign_time_that_goes_on_behind_nul_is_in_nobodys_way(
+    database: Path, clock: FakeClock
+) -> None:
+    """SQLite's checks end at a NUL, as a program in C may write; what stands before it counts."""
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        ids = [await sessions.create_session("c") for _ in range(3)]
+        before = [await sessions.get_session(id_) for id_ in ids]
+        write(
+            database,
+            "UPDATE sessions SET started_at = started_at || char(0), last_activity ="
+            " last_activity || char(0, 49)",
+        )
+        await sessions.cleanup_inactive_sessions()
+        found = await asyncio.gather(*map(sessions.get_session, ids))
+        for one, other in zip(before, found, strict=True):
+            assert one is not None
+            assert other is not None
+            assert (one.started_at, one.expires_at) == (other.started_at, other.expires_at)
+        page = await sessions.get_active_sessions(limit=1)
+        assert len(await sessions.get_active_sessions(after=page[-1])) == 2
+        assert await sessions.update_activity(ids[0])
+        assert await sessions.end_session(ids[1])
+        clock.turn(10_000)
+        assert len(await sessions.list_sessions(status="timeout")) == 2
+        assert await sessions.cleanup_inactive_sessions() == 2
+        assert await sessions.purge_ended_sessions(0) == 3
