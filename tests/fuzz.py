@@ -5,7 +5,7 @@ It needs atheris (pip install ".[test,fuzz]"), which keeps each input that reach
 the package, and goes on from there. The first byte of an input chooses a target. Each target checks
 what comes out against an oracle that shares no code with the package, or against SQLite itself. An
 input that fails is written to a file, and `python -m tests.fuzz FILE` runs it again. With --planted
-there is a bug to find that random inputs would not meet in years.
+there is a bug to find that random inputs would not meet in years, and with --broken one in a check.
 """
 
 import argparse
@@ -374,9 +374,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60, help="for how long (60)")
     parser.add_argument("--seed", type=int, default=0, help="0 is any, which is printed")
     parser.add_argument("--planted", action="store_true", help="find a bug that is there")
+    parser.add_argument("--broken", action="store_true", help="let integers of any size through")
     parser.add_argument("--failures", default=".", metavar="FOLDER", help="for what fails")
     parser.add_argument("inputs", nargs="*", metavar="FILE", help="inputs to run again")
     options = parser.parse_args()
+    if options.broken:
+        vars(arguments)["_Copier"]._integer = lambda copier, number: number
     oracle = Oracle()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
         for number, (target, seed) in enumerate(SEEDS):
