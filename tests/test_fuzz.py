@@ -25,7 +25,7 @@ def fuzz(folder: Path, *options: object) -> tuple[int, str]:
     """Run the fuzzer; return its exit code, and what it said."""
     command = [sys.executable, "-m", "tests.fuzz", "--failures", str(folder), *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=SECONDS + 120)
-    return done.returncode, done.stderr.decode(errors="backslashreplace")
+    return done.returncode, (done.stdout + done.stderr).decode(errors="backslashreplace")
 
 
 def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
