@@ -101,7 +101,7 @@ def check_status(value: object) -> str:
     return text
 
 
-def check_exception(value: object) -> str | None:
+def check_spared_id(value: object) -> str | None:
     """Return the id of the session to spare. What is no str is refused: it would spare none."""
     if value is not None and not issubclass(type(value), str):
         raise InvalidArgumentError(f"except_id must be a str, not {_name_of(type(value))}")

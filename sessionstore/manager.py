@@ -15,11 +15,11 @@ from typing import Any, TypeVarTuple
 from . import store
 from .arguments import (
     check_count,
-    check_exception,
     check_keys,
     check_micros,
     check_position,
     check_session_id,
+    check_spared_id,
     check_status,
     check_text,
     encode_object,
@@ -185,7 +185,7 @@ class SessionManager(Lifecycle):
         """
         cutoffs = self._expiry.cutoffs(self._begin())
         child = check_text("child_id", child_id)
-        kept = check_exception(except_id)
+        kept = check_spared_id(except_id)
         checked_reason = check_text("reason", reason)
         change = await self._ender.end(
             store.end_sessions_of_child, child, kept, checked_reason, cutoffs, durable=True

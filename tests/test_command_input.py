@@ -103,7 +103,7 @@ def typed(draw: st.DrawFn) -> list[str]:
     return words if draw(st.integers(0, 9)) else draw(st.permutations(words))
 
 
-@quickly_or_long(120, 10_000)
+@quickly_or_long(120, 4_000)
 def test_anything_can_be_typed(filled: Path, examples: int) -> None:
     """It is done, or refused in one line; the terminal is not commanded, and no file is made."""
     examine(partial(check_command, filled), examples, typed())
