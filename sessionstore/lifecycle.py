@@ -22,9 +22,10 @@ from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
-from .models import EARLIEST, Expiry, micros_to_text, read_clock
+from .models import Expiry
 from .reader import NO_ROWS, Reader
 from .sweeper import ClockWatch, Sweeper
+from .times import EARLIEST, micros_to_text, read_clock
 from .writer import Writer
 
 logger = logging.getLogger(__name__)

@@ -25,14 +25,8 @@ from .arguments import (
     encode_object,
 )
 from .lifecycle import Lifecycle
-from .models import (
-    Row,
-    Session,
-    SessionRow,
-    SessionStats,
-    SessionStatus,
-    micros_to_text,
-)
+from .models import Row, Session, SessionRow, SessionStats, SessionStatus
+from .times import micros_to_text
 
 logger = logging.getLogger(__name__)
 

@@ -2,78 +2,35 @@
 """What a session is, as a row of the table and as the snapshot that callers get.
 
 Rows are immutable and shared (by the cache, among others); a Session wraps one row and decodes its
-JSON only when asked, for its one owner. Inside the package a time is an integer of microseconds
-since the epoch, UTC; in the table it is text; for callers it is an aware datetime. The rule "has
-timed out" stands here once for Python (session_at), and in queries.py once for SQL. No I/O here,
-and the clock is not read.
+JSON only when asked, for its one owner. The rule "has timed out" stands here once for Python
+(session_at), and in queries.py once for SQL. No I/O here, and the clock is not read.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
-from .errors import InvalidArgumentError, StorageError
+from .errors import StorageError
+from .times import (
+    EARLIEST,
+    LATEST,
+    UNREADABLE,
+    micros_from_text,
+    micros_to_text,
+    time_from_text,
+)
 
 Value = TypeVar("Value")
-
-_UNREADABLE = "a row holds what cannot be read; restore a backup"  # and no error quotes it
-_EPOCH = datetime(1970, 1, 1)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def micros_from_text(text: str) -> int:
-    """Turn the table's text into microseconds since the epoch.
-
-    Another program may have put NUL behind the 26 characters: SQLite's checks stop there.
-    """
-    try:
-        return _second_from_text(text[:19]) + int(text[20:26])
-    except (TypeError, ValueError):
-        raise StorageError(_UNREADABLE) from None
-
-
-def micros_to_text(micros: int) -> str:
-    """Turn microseconds since the epoch into the table's text, YYYY-MM-DD HH:MM:SS.ffffff."""
-    second, fraction = divmod(micros, 1_000_000)
-    return f"{_second_to_text(second)}.{fraction:06}"
-
-
-# Calls that come together mostly ask for the same few seconds: now, and what timed out just now.
-@lru_cache
-def _second_to_text(second: int) -> str:
-    return (_EPOCH + timedelta(seconds=second)).isoformat(" ", "seconds")
-
-
-@lru_cache
-def _second_from_text(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
-
-
-EARLIEST = micros_from_text("0001-01-01 00:00:00.000000")
-LATEST = micros_from_text("9999-12-31 23:59:59.999999")
 
 
 def _read(convert: Callable[[str], Value], text: str) -> Value:
     try:
         return convert(text)
     except (TypeError, ValueError, RecursionError):
-        raise StorageError(_UNREADABLE) from None
-
-
-def _aware(text: str) -> datetime:
-    return _read(datetime.fromisoformat, text[:26]).replace(tzinfo=UTC)
-
-
-def read_clock(clock: Callable[[], float]) -> int:
-    """Read a clock of seconds since the epoch; return microseconds, within years 1 to 9999."""
-    seconds = clock()
-    try:
-        return max(EARLIEST, min(LATEST, round(seconds * 1_000_000)))
-    except Exception as error:  # a number's own methods may raise anything, Decimal's for one
-        raise InvalidArgumentError("the clock must return seconds since the epoch") from error
+        raise StorageError(UNREADABLE) from None
 
 
 class SessionStatus(StrEnum):
@@ -129,7 +86,7 @@ class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.
 
     Times are aware UTC datetimes. data and metadata are plain dicts of the caller's own: changing
-    them changes neither the store nor any other snapshot. Snapshots with equal fields are equal.
+    them changes nothing else. Snapshots with equal fields are equal.
     """
 
     __slots__ = ("_data", "_metadata", "_source")
@@ -166,22 +123,22 @@ class Session:
     @property
     def started_at(self) -> datetime:
         """When the session was created."""
-        return _aware(self._row.started_at)
+        return time_from_text(self._row.started_at)
 
     @property
     def ended_at(self) -> datetime | None:
         """When the session ended or timed out; None while it is active."""
-        return None if self._row.ended_at is None else _aware(self._row.ended_at)
+        return None if self._row.ended_at is None else time_from_text(self._row.ended_at)
 
     @property
     def last_activity(self) -> datetime:
         """When the session was last created, touched or updated."""
-        return _aware(self._row.last_activity)
+        return time_from_text(self._row.last_activity)
 
     @property
     def expires_at(self) -> datetime:
         """When the session times out, or would have, without further activity."""
-        return _aware(micros_to_text(min(LATEST, self._source[1])))
+        return time_from_text(micros_to_text(min(LATEST, self._source[1])))
 
     @property
     def data(self) -> dict[str, Any]:

@@ -74,8 +74,8 @@ UPDATE sessions
    AND {_LIVE}
 """
 
-# Serves activity in a session that is ahead of the clock. last_activity cannot tell of it, so a
-# mark (below) is made anew; not where a lifetime starts ahead, too, and would never end. By id.
+# Serves activity in a session ahead of the clock: a mark (below) is made anew, but not where a
+# lifetime starts ahead, too, and would never end. By primary key.
 UPDATE_SESSION_MARKED = """
 UPDATE sessions
    SET swept_activity = substr(:now, 1, 25)
@@ -139,7 +139,7 @@ SELECT id, started_at, last_activity, swept_activity
 """
 
 # Serves the sweep, second part, in the same transaction. By primary key. ended_at is bound for each
-# row, since SQLite's own date functions know milliseconds only.
+# row: SQLite's own date functions know milliseconds only.
 UPDATE_SESSION_TIMED_OUT = f"""
 UPDATE sessions
    SET status   = 'timeout',
@@ -174,8 +174,7 @@ DELETE FROM sessions
 RETURNING id
 """
 
-# Serves purge_ended_sessions. idx_sessions_ended_at finds the oldest; the LIMIT keeps the
-# transaction short.
+# Serves purge_ended_sessions, in short transactions. idx_sessions_ended_at finds the oldest.
 DELETE_SESSIONS_ENDED_BEFORE = """
 DELETE FROM sessions
  WHERE id IN (SELECT id

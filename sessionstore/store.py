@@ -16,7 +16,8 @@ from . import queries
 from .arguments import dump_object
 from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
-from .models import Expiry, Row, SessionRow, SessionStatus, micros_from_text, micros_to_text
+from .models import Expiry, Row, SessionRow, SessionStatus
+from .times import micros_from_text, micros_to_text
 from .transactions import transaction
 from .writer import NO_CHANGE, Change
 
@@ -82,26 +83,6 @@ def merge_session(
     if rows[0].last_activity > cutoffs["now"]:
         connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
-
-
-def _merge(name: str, old: str, new: str, remove: Iterable[str], max_bytes: int) -> str:
-    """Return a JSON object with the members of a new one in it, and without the keys to remove."""
-    try:
-        merged = {**documents.decode(old), **documents.decode(new)}
-        for key in remove:
-            merged.pop(key, None)
-        return dump_object(name, merged, max_bytes)
-    except (ValueError, RecursionError):  # too large; or what another program has written
-        pass
-    try:
-        members = {**documents.split(old), **documents.split(new)}
-        for key in remove:
-            members.pop(key, None)
-        return check_size(name, documents.join(members), max_bytes)
-    except InvalidArgumentError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise StorageError("the session holds JSON that cannot be handled; mend the row") from error
 
 
 def end_session(

@@ -259,13 +259,12 @@ class Trial:
 
     async def _lengthen_wal(self) -> None:
         """Fill the WAL nearly as far as the first part of its index reaches, and keep it so."""
-        database.WAL_LIMIT = 2**30
+        wal.LIMIT = 2**30
         queries.SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 0"
         self._other = SessionManager(self._path, sweep_interval=None)
         await self._other.open()
         id_ = await self._other.create_session("long")
-        wal = f"{self._path}-wal"
-        while os.stat(wal).st_size < (INDEXED_FRAMES - 50) * 4_120:
+        while os.stat(f"{self._path}-wal").st_size < (INDEXED_FRAMES - 50) * 4_120:
             await self._other.update_activity(id_)
         await self._other.delete_session(id_)
 

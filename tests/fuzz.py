@@ -29,11 +29,10 @@ with atheris.instrument_imports(include=["sessionstore"]):
         Session,
         StorageError,
         arguments,
-        documents,
         models,
         queries,
-        store,
         terminal,
+        times,
         usage,
     )
     from sessionstore.migrations import migrate
@@ -180,7 +179,7 @@ def check_time(given: Input, oracle: Oracle) -> None:
         oracle.connection.execute(change, {"text": text})
     except (sqlite3.Error, UnicodeError):
         return
-    assert models.micros_to_text(models.micros_from_text(text)) == text.partition("\0")[0]
+    assert times.micros_to_text(times.micros_from_text(text)) == text.partition("\0")[0]
 
 
 def check_database(given: Input, oracle: Oracle) -> None:
@@ -202,42 +201,6 @@ def check_database(given: Input, oracle: Oracle) -> None:
         if "?" not in path:
             same = os.fspath(Path(path)) if isinstance(form, Path) else path
             assert arguments.check_database(form) == same
-
-
-def check_merge(given: Input, oracle: Oracle) -> None:
-    """Any JSON of another program is merged like dict.update, and stays JSON."""
-    new = {given.text(3): given.number(9) for _ in range(given.number(3))}
-    removed = [given.text(3) for _ in range(given.number(3))]
-    old = given.text()
-    if not oracle.is_object(old):
-        return
-    try:
-        new_text = arguments.encode_object("data", new, MOST)
-    except InvalidArgumentError:
-        return
-    wanted: Any
-    try:
-        before = json.loads(old.partition("\0")[0])
-        wanted = {**before, **new}
-        for key in removed:
-            wanted.pop(key, None)
-    except (ValueError, RecursionError):
-        before = wanted = None
-    try:
-        merged = store._merge("data", old, new_text, removed, MOST)
-    except InvalidArgumentError as error:
-        refusal = str(error)
-        assert "bytes" in refusal
-        return
-    except StorageError:
-        assert wanted is None
-        return
-    assert oracle.is_object(merged)
-    ended = documents.add_member(old, "end_reason", "timeout")
-    assert oracle.is_object(ended)
-    if wanted is not None:
-        assert spelled(json.loads(merged)) == spelled(wanted)
-        assert spelled(json.loads(ended)) == spelled({**before, "end_reason": "timeout"})
 
 
 def check_row(given: Input, oracle: Oracle) -> None:
@@ -270,8 +233,9 @@ def check_row(given: Input, oracle: Oracle) -> None:
         connection.text_factory = str
         connection.execute("ROLLBACK")
     for row in rows:
-        for now in (models.EARLIEST, models.LATEST):
-            look_at(models.Expiry(60_000_000, 10**9).session(row, now))
+        for now in (times.EARLIEST, times.LATEST):
+            with contextlib.suppress(StorageError):  # its metadata is JSON that Python cannot read
+                look_at(models.Expiry(60_000_000, 10**9).session(row, now))
 
 
 def look_at(session: Session) -> None:
@@ -282,7 +246,7 @@ def look_at(session: Session) -> None:
     assert repr(session)
     for line in terminal.table([(session.id, terminal.shorten(session.child_id, 36))]):
         assert terminal.printable(line) == line
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(StorageError):
         assert isinstance(session.end_reason, str | None)
         assert isinstance(session.data, dict)
         lines = terminal.json_lines([session.data, session.metadata])
@@ -304,7 +268,7 @@ def check_command(given: Input, oracle: Oracle) -> None:
 
 
 TARGETS: list[Callable[[Input, Oracle], None]] = [
-    *(check_data, check_text, check_time, check_database, check_merge, check_row, check_command),
+    *(check_data, check_text, check_time, check_database, check_row, check_command),
 ]
 
 SEEDS: list[tuple[Callable[[Input, Oracle], None], bytes]] = [
@@ -319,8 +283,6 @@ SEEDS: list[tuple[Callable[[Input, Oracle], None], bytes]] = [
     (check_time, b"0001-01-01 00:00:00.000001"),
     (check_database, b"sqlite:///a.db"),
     (check_database, b"sqlite+aiosqlite:////a/b.db?mode=ro"),
-    (check_merge, b"\x01a\x00\x00\x01\x01a\x00\x00" + b'{"a":1,"b":[{"c":1e999}]}'),
-    (check_merge, b"\x00\x00" + b' { "\\ud83d" : "\\u0000" , "b":-0.5e-7, "c":[true,null] }\n'),
     (check_row, b"\x02id\x03ada\x00\x00\x00" + b'{"a":1}'),
     (check_row, b"\x02id\x03ada\x1a2023-11-14 22:13:20.000000\x00\x15" + b'{"end_reason":"over"}'),
     (check_command, b"list\x1fa.db\x1f--limit\x1f10\x1f--json"),

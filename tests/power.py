@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from sessionstore import SessionManager, migrations, preparation, queries, writer
+from sessionstore import SessionManager, files, migrations, queries, writer
 from sessionstore.coherence import Coherence
 from sessionstore.jobs import Turn
 from sessionstore.writer import Commit
@@ -141,7 +141,7 @@ def break_folders() -> None:
     def sync_nothing(folder: str) -> None:
         pass
 
-    preparation._sync = sync_nothing
+    files._sync = sync_nothing
 
 
 BREAKS: dict[str, Callable[[], None]] = {

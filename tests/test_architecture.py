@@ -21,6 +21,7 @@ PACKAGE = ROOT / "sessionstore"
 LAYERS = [
     "errors",
     "queries",
+    "times",
     "models",
     "arguments",
     "cache",

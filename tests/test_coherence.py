@@ -11,7 +11,7 @@ import pytest
 
 from sessionstore import SessionManager, store
 from sessionstore.coherence import SLOTS, Coherence, slot_of
-from sessionstore.models import micros_to_text
+from sessionstore.times import micros_to_text
 from sessionstore.writer import Change, Commit
 
 from .conftest import FakeClock

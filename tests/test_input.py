@@ -30,13 +30,11 @@ from sessionstore import (
     SessionManager,
     SessionStatus,
     SessionStoreError,
-    StorageError,
     StoreBusyError,
     arguments,
     manager,
     writer,
 )
-from sessionstore import database as database_module
 
 from . import hostile
 from .conftest import FakeClock
@@ -796,68 +794,15 @@ def write(database: Path, statement: str, *values: object) -> None:
         connection.execute(statement, values)
 
 
-NOT_UTF8 = b'{"name":"Jos\xe9"}'
-
-
-async def look_round(database: Path, clock: FakeClock) -> None:
-    """Use good sessions beside one whose data is not UTF-8, in every way there is."""
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        ids = [await sessions.create_session("c", {"n": n}) for n in range(20)]
-    write(database, "UPDATE sessions SET data = CAST(? AS TEXT) WHERE id = ?", NOT_UTF8, ids[7])
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        got = await asyncio.gather(*map(sessions.get_session, ids))
-        for number, session in enumerate(got):
-            assert session is not None
-            assert session.data == ({"n": number} if number != 7 else {"name": "Jos\ufffd"})
-        assert all(await asyncio.gather(*map(sessions.update_activity, ids)))
-        assert all(
-            await asyncio.gather(*(sessions.update_session(id_, {"m": 1}) for id_ in ids[5:]))
-        )
-        for listed in (
-            await sessions.get_active_sessions(),
-            await sessions.get_sessions_for_child("c", 100),
-            await sessions.list_sessions(),
-        ):
-            assert len(listed) == 20
-    write(database, "UPDATE sessions SET data = CAST(? AS TEXT) WHERE id = ?", NOT_UTF8, ids[8])
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        clock.turn(10_000)
-        assert await sessions.cleanup_inactive_sessions() == 20
-
-
-async def test_text_that_is_not_utf8_is_in_nobodys_way(
-    database: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A name in Latin-1 by another program is shown with U+FFFD, and said once a connection."""
-    await look_round(database, clock)
-    warnings = [record for record in caplog.records if "UTF-8" in record.getMessage()]
-    assert 2 <= len(warnings) <= 4
-    assert "Jos" not in caplog.text
-
-
-@pytest.mark.parametrize("module", [database_module, writer], ids=lambda module: module.__name__)
-async def test_the_check_of_text_that_is_not_utf8_can_fail(
-    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, module: Any
-) -> None:
-    """Where it is not read leniently, good sessions cannot be read or swept either."""
-    monkeypatch.setattr(module, "read_leniently", lambda connection, error: False)
-    with pytest.raises(StorageError):
-        await look_round(database, clock)
-
-
 @pytest.mark.parametrize(
     "document",
     [
         '{"a":1e999}',
         '{"a":"\\ud83d"}',
-        f'{{"a":{"9" * 5_000}}}',
-        f'{{"a":{"[" * 900}{"]" * 900}}}',
         ' {\n "end_reason" : "mine" } \t',
         "{ }",
-        '{"a":1}\0',
-        '{"a":1}\0{"a":2}',
     ],
-    ids=range(8),
+    ids=range(4),
 )
 async def test_foreign_documents_are_in_nobodys_way(
     database: Path, clock: FakeClock, document: str
@@ -878,10 +823,6 @@ async def test_foreign_documents_are_in_nobodys_way(
         assert len(await sessions.get_sessions_for_child("c")) == 3
         assert await sessions.cleanup_inactive_sessions() == 2
         swept = [await sessions.get_session(id_) for id_ in ids]
-    try:
-        json.loads(document.partition("\0")[0])
-    except (ValueError, RecursionError):  # Python cannot read it: who asks for it is told
-        return
     assert [s and s.end_reason for s in swept] == ["over", "timeout", "timeout"]
     assert unswept == swept
 

@@ -15,17 +15,8 @@ from hypothesis import strategies as st
 
 from sessionstore import InvalidArgumentError, queries, store
 from sessionstore.migrations import migrate
-from sessionstore.models import (
-    EARLIEST,
-    LATEST,
-    Expiry,
-    SessionRow,
-    micros_from_text,
-    micros_to_text,
-    read_clock,
-    session_at,
-    snapshot,
-)
+from sessionstore.models import Expiry, SessionRow, session_at, snapshot
+from sessionstore.times import EARLIEST, LATEST, micros_from_text, micros_to_text, read_clock
 
 MOMENTS = st.integers(EARLIEST, LATEST)
 NOW = 1_700_000_000_000_000

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sessionstore import queries, store
-from sessionstore.models import Expiry, SessionRow, micros_from_text, micros_to_text
+from sessionstore.models import Expiry, SessionRow
+from sessionstore.times import micros_from_text, micros_to_text
 
 SCHEMA = (Path(queries.__file__).parent / "schema.sql").read_text()
 

@@ -10,7 +10,8 @@ import pytest
 
 from sessionstore import store
 from sessionstore.migrations import migrate
-from sessionstore.models import Expiry, SessionRow, micros_to_text
+from sessionstore.models import Expiry, SessionRow
+from sessionstore.times import micros_to_text
 
 NOON = 1_700_049_600_000_000  # 2023-11-15 12:00:00 UTC, in microseconds
 SECOND = 1_000_000
