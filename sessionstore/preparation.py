@@ -80,21 +80,28 @@ def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: s
     connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
     connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
     connection.execute(queries.SET_BUSY_TIMEOUT)
-    _try_to_write(connection)
+    _try_to_write(connection, path)
 
 
-def _try_to_write(connection: sqlite3.Connection) -> None:
+def _try_to_write(connection: sqlite3.Connection, path: str) -> None:
     """Raise where the files could be opened for reading only, as SQLite does without a word.
 
-    Such a connection would stay so when the disk or its permissions were mended.
+    Such a connection would stay so when the disk was mended. A file that must not be written can
+    be read all the same, and so can one with a faulty trigger of the host project's.
     """
     try:
         with transaction(connection):
             connection.execute(queries.UPDATE_SESSION_SWEPT, {"id": None})  # no session
     except sqlite3.OperationalError as error:
-        # A trigger of the host project's may be faulty; reads go on all the same.
-        if not is_busy(error) and primary_code(error) != sqlite3.SQLITE_ERROR:
+        code = primary_code(error)
+        is_barred = code == sqlite3.SQLITE_READONLY and not _may_write(path)
+        if not is_busy(error) and code != sqlite3.SQLITE_ERROR and not is_barred:
             raise
+
+
+def _may_write(path: str) -> bool:
+    files = [path, f"{path}-wal"]
+    return all(os.access(file, os.W_OK) for file in files if os.path.exists(file))
 
 
 def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:

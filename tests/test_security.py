@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from sessionstore import SessionManager, files, preparation, queries
-from sessionstore import database as database_module
+from sessionstore.wal import WriteAheadLog
 
 from .children import ROOT, Child, Line
 from .conftest import FakeClock
@@ -266,7 +266,7 @@ async def test_the_search_finds_what_would_be_left(
 ) -> None:
     """Without either half, a good part of what was erased is still in the file, or in the WAL."""
     if broken == "the sweep":
-        monkeypatch.setattr(database_module, "_empty_wal", lambda connection: True)
+        monkeypatch.setattr(WriteAheadLog, "empty", lambda self, connection: True)
     else:
         monkeypatch.setattr(queries, broken, "PRAGMA secure_delete = OFF")
     marks = Marks(database)
