@@ -356,7 +356,7 @@ def lie() -> None:
 def open_without_trying() -> None:
     """Have open() believe that what it can read it can write."""
 
-    def try_nothing(connection: sqlite3.Connection) -> None:
+    def try_nothing(connection: sqlite3.Connection, path: str) -> None:
         pass
 
     preparation._try_to_write = try_nothing
