@@ -10,6 +10,7 @@ apart by their codes.
 
 import asyncio
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Callable
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
-CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks of others, writes before it included
+CLOSE_PATIENCE = 1.0  # seconds that close() waits for others' locks, the writes before it included
 
 
 def translate(error: Exception) -> SessionStoreError:
@@ -87,12 +88,6 @@ class Connection(aiosqlite.Connection):
             raise StoreClosedError("the store is closed")
         return self._queue(partial(function, self._connection, *arguments), on_end, turn)
 
-    @property
-    def patience(self) -> float:
-        """Seconds to wait for locks while closing: hardly any after a job that waited in vain."""
-        is_in_vain = self._last is not None and self._last.has_timed_out
-        return CLOSE_PATIENCE / 50 if is_in_vain else CLOSE_PATIENCE
-
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
         # A daemon: a process that forgets to close must not hang at its exit.
@@ -106,13 +101,13 @@ class Connection(aiosqlite.Connection):
             await self.close()
             raise
 
-    async def close(self, coherence: Coherence | None = None) -> None:
+    async def close(self, coherence: Coherence | None = None, turn: Turn | None = None) -> None:
         """Run the jobs that are queued, close, under the lock if there is one, and end the thread.
 
         Where another process keeps the lock, the thread waits for it, and closes, by itself.
         """
         self._running = False
-        turn = Turn(self.patience)
+        turn = turn or Turn(CLOSE_PATIENCE)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue(partial(self._close_here, coherence, turn), partial(resolve, future), turn)
         self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
@@ -135,6 +130,7 @@ class Connection(aiosqlite.Connection):
         try:
             if coherence is not None and coherence.is_open and connection is not None:
                 with coherence.hold(turn):
+                    turn.give_up()  # too late for the event loop to do so: it waits for the end
                     connection.close()
         except OSError as error:  # its folder is gone, perhaps
             logger.warning("closed without the lock file, which is amiss: %s", error.strerror)
@@ -177,7 +173,8 @@ class Database:
         self._path = path if path == ":memory:" else os.path.realpath(path)
         self._create = create
         self._busy_timeout = busy_timeout
-        self._is_closing = False
+        self._jobs: list[Job[Any]] = []  # that write, and have not ended
+        self._give_up_at = math.inf  # by the event loop's clock, once the store is closing
         self._connections: list[Connection] = []
         self._identity: tuple[int, int] | None = None
         self._wal = WriteAheadLog(self._path)
@@ -206,9 +203,14 @@ class Database:
 
     def hurry(self) -> None:
         """Wait for locks no longer than close() does, from now on."""
-        self._is_closing = True
-        if self._writer._last is not None:
-            self._writer._last.hurry(CLOSE_PATIENCE)
+        self._give_up_at = asyncio.get_running_loop().time() + CLOSE_PATIENCE
+        for job in self._jobs:
+            job.hurry(CLOSE_PATIENCE)
+
+    def _turn(self, patience: float) -> Turn:
+        """Return a turn that waits so many seconds, or hardly longer than close() while closing."""
+        left = self._give_up_at - asyncio.get_running_loop().time()
+        return Turn(max(0.0, min(patience, max(left, CLOSE_PATIENCE / 10))))
 
     async def close(self) -> None:
         """Finish the jobs that were begun and close; the writer last, so that it can checkpoint."""
@@ -216,7 +218,7 @@ class Database:
             if self.reader is not self._writer:
                 await self.reader.close()
         finally:
-            await self._writer.close(self.coherence)
+            await self._writer.close(self.coherence, self._turn(CLOSE_PATIENCE))
 
     def inherit(self) -> None:
         """Let go, in a child process, of what belongs to its parent."""
@@ -249,13 +251,11 @@ class Database:
         waited: float = 0.0,
     ) -> Job[Result]:
         """Queue what `write` runs, for callers who have waited that long, and return at once."""
-        patience = self._busy_timeout - waited
-        if self._is_closing:
-            patience = min(patience, self._writer.patience)
-        turn = Turn(max(0.0, patience))
-        return self._writer.begin(
-            self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn
-        )
+        turn = self._turn(self._busy_timeout - waited)
+        run = self._exclusively
+        begun = self._writer.begin(run, turn, job, *arguments, on_end=on_end, turn=turn)
+        self._jobs = [*(other for other in self._jobs if other.is_under_way), begun]
+        return begun
 
     async def empty_wal(self) -> bool:
         """Take out of the write-ahead log what was erased; return whether that could be done."""

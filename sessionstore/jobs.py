@@ -87,7 +87,6 @@ class Job(Generic[Result]):
         self._turn = turn
         self._deadline = self._loop.time() + turn.patience if turn is not None else None
         self._has_ended = False
-        self.has_timed_out = False
         self._done = threading.Lock()
         self._done.acquire()
         self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
@@ -113,8 +112,7 @@ class Job(Generic[Result]):
         return True
 
     def hurry(self, patience: float) -> None:
-        """Wait for a lock for so many seconds more, at most. An earlier wait in vain is past."""
-        self.has_timed_out = False
+        """Wait for a lock for so many seconds more, at most."""
         if self._deadline is not None:
             self._deadline = min(self._deadline, self._loop.time() + patience)
 
@@ -144,7 +142,6 @@ class Job(Generic[Result]):
         it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
         """
         if self._deadline is not None and self._loop.time() > self._deadline and self.give_up():
-            self.has_timed_out = True
             return
         if self._before is not None and self._before.is_under_way:
             self._guard = self._loop.call_later(GUARD_DELAY, self._watch)

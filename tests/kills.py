@@ -24,7 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from sessionstore import SessionManager, StoreClosedError, migrations, preparation, queries, writer
+from sessionstore import (
+    SessionManager,
+    SessionStoreError,
+    StoreClosedError,
+    migrations,
+    preparation,
+    queries,
+    writer,
+)
 from sessionstore.ending import CHUNK
 from sessionstore.wal import WriteAheadLog
 
@@ -170,7 +178,7 @@ async def create_batches(sessions: SessionManager, log: Log, owner: str) -> None
         log.write(batch, "batch", "", number)
         calls = (sessions.create_session(batch) for _ in range(BATCH))
         results = await asyncio.gather(*calls, return_exceptions=True)
-        if any(isinstance(result, StoreClosedError) for result in results):
+        if any(isinstance(result, SessionStoreError) for result in results):
             return
         log.write(batch, len(set(results)))
 

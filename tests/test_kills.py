@@ -6,33 +6,37 @@ of a life; one that came too late for it is checked like all others, and does no
 """
 
 import asyncio
+import os
 import random
 import re
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sessionstore import SessionManager, SessionStoreError
 
 from . import kills, test_adoption, test_migrations
-from .children import Child
+from .children import ROOT, Child
 from .conftest import FakeClock
 from .kills import DAY, ENDED, IDLE, OLD, Call, Found, Ledger, Life, Row
 from .seeds import draw_seed
+from .test_races import read_to_the_end
 
 FOUND_ROWS = 400  # in a file that is to be upgraded
 FOUND_ID = "{:036}".format
 KILLS, MANY_KILLS = 5, 334  # in each of six stages
 LIVES = 4  # that a file has at most
+FRESH_FOR = 300.0  # seconds in which no session of a template can time out
 TRIES = 12  # lives for each kill that hits its stage
 
 
@@ -111,9 +115,8 @@ class Killing:
         self._folder = folder
         self._broken = broken
         self._pairs = 0.0 if broken else 0.3  # share of the times when two live together
-        self._template = folder / "template.db"
-        self._make(self._template)
-        self._original = test_adoption.dump(self._template) if stage == "adoption" else []
+        self.template = folder / "template.db"
+        self._make_template()
 
     def __str__(self) -> str:
         return (
@@ -135,11 +138,19 @@ class Killing:
             assert self.lives < tries, f"the aim is bad: {self}"
         return []
 
+    def _make_template(self) -> None:
+        self.template.unlink(missing_ok=True)
+        self._make(self.template)
+        self._made_at = time.monotonic()
+        self._original = test_adoption.dump(self.template) if self.stage == "adoption" else []
+
     def _use_up(self, folder: Path, hits: int) -> list[str]:
         """Give one file some lives, and end each of them."""
         database = folder / "sessions.db"
-        if self._template.exists():
-            shutil.copy(self._template, database)
+        if time.monotonic() - self._made_at > FRESH_FOR:
+            self._make_template()
+        if self.template.exists():
+            shutil.copy(self.template, database)
         ledger = Ledger(OLD if self.stage == "writing" else 0)
         try:
             for number in range(self._chance.randint(1, LIVES)):
@@ -156,7 +167,7 @@ class Killing:
                 ]
                 is_hit = self._end_by_force(lives)
                 self.hits += is_hit
-                faults = self._check(database, lives, ledger)
+                faults = self.check(database, lives, ledger)
                 if faults or self.hits == hits:
                     return faults
                 if not is_hit and self._end == "open":
@@ -182,7 +193,7 @@ class Killing:
                 time.sleep(self._chance.uniform(0.0, self._span))
                 child.kill()
                 assert child.join() == -signal.SIGKILL, "a life has ended by itself"
-                is_over = self._end in read_to_the_end(child)
+                is_over = self._end in read_to_the_end(child.line)
                 if self._begin != "open":  # learn how long the stage takes here
                     self._span *= 0.9 if is_over else 1.05
                 if self.stage == "checkpoint":
@@ -190,7 +201,8 @@ class Killing:
                 is_hit |= not is_over
         return is_hit
 
-    def _check(self, database: Path, lives: list[Life], ledger: Ledger) -> list[str]:
+    def check(self, database: Path, lives: list[Life], ledger: Ledger) -> list[str]:
+        """Return what is wrong with a file after the lives that have ended."""
         logs = [kills.read_log(life.log)[0] for life in lives]
         faults: list[str] = []
         if self._chance.random() < 0.5:  # else our own open is the one that recovers the file
@@ -234,18 +246,6 @@ class Killing:
 LEFTOVERS = ("-wal", "-shm", "-journal", ".part")
 
 
-def read_to_the_end(child: Child) -> list[Any]:
-    """Return what a process had said before it was killed."""
-    said = []
-    while True:
-        try:
-            said.append(child.line.hear())
-        except ConnectionResetError:  # it had not heard all
-            continue
-        except EOFError:
-            return said
-
-
 async def visit(database: Path) -> None:
     """Open the file, write, and close it, as the next process does."""
     async with SessionManager(database, sweep_interval=None, busy_timeout=5) as sessions:
@@ -274,6 +274,54 @@ def test_nothing_is_lost_by_a_kill(tmp_path: Path, stage: str) -> None:
 def test_nothing_is_lost_by_thousands_of_kills(tmp_path: Path, stage: str) -> None:
     """The same as above, 2,004 times."""
     kill_and_check(stage, tmp_path, MANY_KILLS)
+
+
+CALLS = "pwrite64,ftruncate,fdatasync,fsync,unlink,rename"
+TRACED = """
+import asyncio, pathlib, types
+from tests import kills
+
+line = types.SimpleNamespace(say=lambda _: None, hear=lambda: None)
+life = kills.Life("life", pathlib.Path("sessions.db"), 1, seconds=0.01)
+asyncio.run(kills.live(line, life))
+"""
+
+
+def can_trace() -> bool:
+    """Say whether there is a strace that is allowed to trace."""
+    strace = shutil.which("strace")
+    command = [strace or "", "-qq", "-o", os.devnull, sys.executable, "-c", ""]
+    return strace is not None and subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", ["open", "migration", "adoption"])
+def test_nothing_is_lost_by_a_kill_at_any_system_call(tmp_path: Path, stage: str) -> None:
+    """Killed before its nth call that changes a file, for each n from open() to close()."""
+    if not can_trace():
+        pytest.skip("needs strace, and the permission to trace")
+    killing = Killing(stage, tmp_path, draw_seed())
+    for number in range(1, 1_000):
+        database = tmp_path / str(number) / "sessions.db"
+        database.parent.mkdir()
+        if killing.template.exists():
+            shutil.copy(killing.template, database)
+        inject = f"inject={CALLS}:signal=SIGKILL:when={number}"
+        strace = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={CALLS}", "-e", inject]
+        done = subprocess.run(
+            [*strace, sys.executable, "-B", "-c", TRACED],
+            cwd=database.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        life = Life("life", database, 1)
+        faults = killing.check(database, [life] if life.log.exists() else [], Ledger())
+        assert faults == [], f"{stage}, call {number}"
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    print(f"{stage}: {number - 1} kills, one at each system call")
+    assert number > 20
 
 
 # -- That the checks can fail ----------------------------------------------------------------------
