@@ -4,12 +4,14 @@
 Tests use real files and never wait for time to pass: they turn the clock.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from sessionstore import SessionManager
+
+from .leaks import watch
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
@@ -27,6 +29,20 @@ class FakeClock:
     def turn(self, seconds: float) -> None:
         """Move the clock forward, or back."""
         self.now += seconds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watching() -> Iterator[None]:
+    with watch.on():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_told(_watching: None) -> Iterator[None]:
+    """Fail a test in which a log line or an error held an id in full, or data."""
+    watch.take()
+    yield
+    assert watch.take() == []
 
 
 @pytest.fixture
