@@ -29,7 +29,7 @@ import pytest
 
 from sessionstore import Session, SessionManager, SessionStoreError, StorageError
 
-from .children import Child, Line
+from .children import Child, Line, is_locked
 
 SESSIONS = 24
 SUFFIXES = {"database": "", "wal": "-wal", "shm": "-shm", "sidecar": "-lock"}
@@ -604,6 +604,24 @@ def test_the_next_write_of_anybody_mends_it(database: Path, size: int) -> None:
             child.line.say()
             assert child.join() == 0
     assert os.path.getsize(f"{database}-lock") == 524_296
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "null", "full", "dangling", "loop"])
+async def test_without_a_lock_no_write_goes_through(database: Path, kind: str) -> None:
+    """Where something else has its name, each write is refused, and reads go on, until it goes."""
+    lock = database.with_name(f"{database.name}-lock")
+    async with SessionManager(database, **SETTINGS) as sessions:
+        id_ = await sessions.create_session("lina")
+        KINDS[kind](lock, random.Random(0), database)
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                await sessions.update_activity(id_)
+            session = await sessions.get_session(id_)
+            assert session is not None
+            assert session.interaction_count == 0
+        os.rmdir(lock) if kind == "folder" else os.remove(lock)
+        assert await sessions.update_activity(id_)
+    assert not is_locked(database)
 
 
 # -- A database that is moved, deleted or replaced while it is open --------------------------------

@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -530,3 +530,19 @@ async def test_without_fcntl_one_manager_at_a_time_has_the_file(
         assert session is not None
         assert session.interaction_count == 1
     assert descriptors(lock_of(database)) == []
+
+
+@pytest.mark.parametrize("overwrite", [lambda now: 0, lambda now: 2**64 - 1, lambda now: now - 1])
+def test_a_revision_that_was_overwritten_brings_no_word_back(
+    database: Path, overwrite: Callable[[int], int]
+) -> None:
+    """While the file is open, too: the next word of a slot is one that it never had."""
+    one = hold_once(database)
+    words = set()
+    for _ in range(10):
+        one.begin([5])
+        words.add(one.settle([5]))
+        one.words[SLOTS] = overwrite(one.words[SLOTS])
+    assert len(words) == 10
+    assert max(words) < 2**60
+    one.close()
