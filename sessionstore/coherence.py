@@ -34,10 +34,10 @@ moves, too. Who finds at the end of a write job that its file was replaced meanw
 of the new one a new word before it acknowledges anything. So a hit can be stale only between the
 deletion and the next write job of anybody who has the old file.
 
-The file may be cut off or overwritten. The system then kills (SIGBUS) who touches what is beyond the
-end, as it does with SQLite's own index of the WAL, and no check can come before each load; but the
-next write job of anybody gives the file its length again. A revision that was overwritten begins at
-the time, or beyond what this process has reached.
+The file may be cut off or overwritten. The system then kills (SIGBUS) who touches what is beyond
+its end, as it does with SQLite's own index of the WAL, and no check can come before each load; but
+the next write job of anybody gives the file its length again. A revision that was overwritten goes
+on from the time, or from what this process has reached.
 
 What is assumed. A local file system: flock and shared mappings are coherent on it, and not on NFS.
 An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never

@@ -192,7 +192,7 @@ class Database:
         self._identity = identity_at(self._path)
         try:
             # Before the lock file is made: a file that is refused gets nothing beside it.
-            await self._writer.run(check, self._path, self._create)
+            await self._writer.run(check, self._path, self._create, self._busy_timeout)
             await self.write(prepare_writer, self._path, now)
             if self._path != ":memory:":
                 self.reader = await self._connect()

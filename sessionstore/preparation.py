@@ -53,7 +53,7 @@ def connect(path: str, create: bool, busy_timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
-def check(connection: sqlite3.Connection, path: str, create: bool) -> None:
+def check(connection: sqlite3.Connection, path: str, create: bool, busy_timeout: float) -> None:
     """Refuse a file that is not ours before anything of it is changed.
 
     With a WAL beside it, perhaps of a process that died, it is looked at by a connection that
@@ -63,7 +63,7 @@ def check(connection: sqlite3.Connection, path: str, create: bool) -> None:
         migrations.check(connection, create)
         return
     uri = f"file:{quote(os.fsencode(path))}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as reading:
+    with closing(sqlite3.connect(uri, busy_timeout, isolation_level=None, uri=True)) as reading:
         migrations.check(reading, create)
 
 
