@@ -36,6 +36,8 @@ def make_folder(folder: str) -> None:
         _sync(above)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
+            with suppress(OSError):
+                os.rmdir(folder)  # so that whoever opens next makes it, and syncs it, anew
             raise
 
 
