@@ -810,7 +810,11 @@ async def test_foreign_documents_are_in_nobodys_way(
     """Whatever SQLite takes for JSON: its session is listed, times out and ends like others."""
     async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
         ids = [await sessions.create_session("c") for _ in range(3)]
-        write(database, "UPDATE sessions SET data = ?, metadata = ?", document, document)
+        try:
+            write(database, "UPDATE sessions SET data = ?, metadata = ?", document, document)
+        except sqlite3.IntegrityError:
+            assert isinstance(document, bytes)
+            pytest.skip("this version of SQLite takes no BLOB for JSON")
         await sessions.cleanup_inactive_sessions()  # it looks for what others have written
         assert await sessions.end_session(ids[0], "over")
         assert await sessions.update_activity(ids[1])
