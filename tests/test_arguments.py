@@ -207,7 +207,16 @@ def test_a_database_is_a_path_or_a_url(database: Any, path: str) -> None:
 
 @pytest.mark.parametrize(
     "database",
-    ["", "a\0b", None, 7, "postgresql://host/db", "sqlite://host/db", "sqlite:///a.db?mode=ro"],
+    [
+        "",
+        "a\0b",
+        "a\ud800",
+        None,
+        7,
+        "postgresql://host/db",
+        "sqlite://host/db",
+        "sqlite:///a.db?mode=ro",
+    ],
 )
 def test_a_database_that_is_neither_is_refused(database: Any) -> None:
     """A wrong database is refused by the constructor."""

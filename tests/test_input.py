@@ -709,7 +709,12 @@ UNFIT: list[Any] = [
 ]
 
 
-async def breathe(sessions: SessionManager, rng: random.Random, calls: int) -> int:
+async def breathe(
+    sessions: SessionManager,
+    rng: random.Random,
+    calls: int,
+    refusal: type[Exception] = InvalidArgumentError,
+) -> int:
     """Make good and bad calls in one breath; return how many bad ones failed. No good one may."""
     good = [await sessions.create_session("good", {"n": 0}) for _ in range(3)]
     bad: list[int] = []
@@ -732,6 +737,7 @@ async def breathe(sessions: SessionManager, rng: random.Random, calls: int) -> i
     results = await asyncio.gather(*waiting, return_exceptions=True)
     failed = [number for number, result in enumerate(results) if isinstance(result, Exception)]
     assert set(failed) <= set(bad)
+    assert all(isinstance(results[number], refusal) for number in failed)
     for which, id_ in enumerate(good):
         session = await sessions.get_session(id_)
         assert session is not None
@@ -765,7 +771,7 @@ async def test_bad_input_that_reaches_a_batch_fails_nobody_elses_call(
     monkeypatch.setattr(manager, "check_text", lambda name, value: value)
     async with SessionManager(database, sweep_interval=None) as sessions:
         for _ in range(rounds):
-            assert await breathe(sessions, rng, 200) > 20
+            assert await breathe(sessions, rng, 200, Exception) > 20
 
 
 async def test_the_check_of_a_breath_can_fail(
@@ -782,7 +788,7 @@ async def test_the_check_of_a_breath_can_fail(
     monkeypatch.setattr(writer, "_commit_batch", commit)
     async with SessionManager(database, sweep_interval=None) as sessions:
         with pytest.raises(AssertionError):
-            await breathe(sessions, random.Random(1), 200)
+            await breathe(sessions, random.Random(1), 200, Exception)
 
 
 # -- What other programs write ---------------------------------------------------------------------
