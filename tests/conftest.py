@@ -8,10 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sessionstore import SessionManager
 
 from .leaks import watch
+
+# A busy machine makes an example slow, and no test fail.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
