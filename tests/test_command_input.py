@@ -103,7 +103,7 @@ def typed(draw: st.DrawFn) -> list[str]:
     return words if draw(st.integers(0, 9)) else draw(st.permutations(words))
 
 
-@quickly_or_long(120, 4_000)
+@quickly_or_long(80, 4_000)
 def test_anything_can_be_typed(filled: Path, examples: int) -> None:
     """It is done, or refused in one line; the terminal is not commanded, and no file is made."""
     examine(partial(check_command, filled), examples, typed())
@@ -137,7 +137,7 @@ def test_every_session_of_a_hostile_file_is_shown(filled: Path) -> None:
     assert max(map(len, lines)) < 500  # a name of a megabyte is cut
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_are_no_error(filled: Path, closed: str) -> None:
     """As under a daemon: what cannot be said is not said, and the code is the usual one."""
     for words, code in (["list", filled], 0), (["list"], 2), (["show", filled, "none"], 1):

@@ -235,7 +235,7 @@ def check_data(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
 DATA_CALLS = [name for name in CALLS if "data)" in name]
 
 
-@quickly_or_long(120, 4_000)
+@quickly_or_long(80, 4_000)
 def test_data_comes_back_equal_or_is_refused(stage: Stage, examples: int) -> None:
     """From the same manager, from another one, and after the end, whatever the caller changes."""
     examine(
@@ -273,7 +273,7 @@ def check_texts(stage: Stage, text: Any) -> None:
     assert stage.run(here.delete_session(id_))
 
 
-@quickly_or_long(60, 2_000)
+@quickly_or_long(40, 2_000)
 def test_texts_come_back_equal_or_are_refused(stage: Stage, examples: int) -> None:
     """A child's id and a reason are found again by the same text, and by no other."""
     examine(partial(check_texts, stage), examples, hostile.TEXTS)
@@ -291,7 +291,7 @@ def check_anything(stage: Stage, name: str, value: Any, act: hostile.Act) -> Non
         assert result in (None, False)
 
 
-@quickly_or_long(250, 8_000)
+@quickly_or_long(180, 8_000)
 def test_anything_gives_a_result_or_is_refused(stage: Stage, examples: int) -> None:
     """No other exception, no harm to the calls beside it, and the store goes on."""
     examine(
@@ -608,7 +608,7 @@ def check_setting(stage: Stage, name: str, value: Any, act: hostile.Act) -> None
             assert name == "busy_timeout"
 
 
-@quickly_or_long(250, 4_000)
+@quickly_or_long(180, 4_000)
 def test_any_setting_works_or_is_refused(stage: Stage, examples: int) -> None:
     """By the constructor; what a clock returns, by the calls."""
     examine(
@@ -688,7 +688,7 @@ def check_file_name(folder: Path, stage: Stage, name: str, form: str) -> None:
     assert list(folder.iterdir()) == []
 
 
-@quickly_or_long(40, 1_000)
+@quickly_or_long(25, 1_000)
 def test_any_name_of_a_file_is_taken_as_it_is(tmp_path: Path, stage: Stage, examples: int) -> None:
     """No character of a path is a parameter, a wildcard, or a statement."""
     folder = tmp_path / "folder %20#'\u202e"
