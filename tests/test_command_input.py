@@ -50,8 +50,8 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     change = "UPDATE sessions SET id = ?, child_id = ?, data = CAST(? AS TEXT) WHERE child_id = ?"
     with closing(sqlite3.connect(database)) as connection, connection:
         rows = [
-            ("\x1b[31mred\n", "\x1b" * 2**20, b'{"a":"\x9b2J\\u001b[2J"}', "_"),
-            ("b\0c", "\u0301" * 2**18, b'{"a":"\xff\\ud83d"}', "[]"),
+            ("\x1b[31mred\n", "\x1b" * 2**20, b'{"a":"\xc2\x9b2J\\u001b[2J"}', "_"),
+            ("b\0c", "\u0301" * 2**18, b'{"a":"\\ud83d"}', "[]"),
             ("\u202e", "a\0\x1b[0m", b'{"\\u009b":"\\u0007"}\0\x1b', "NULL"),
         ]
         connection.executemany(change, rows)

@@ -20,6 +20,11 @@ DATA = {"topic": "قمر", "step": 1}
 CACHE_SIZE = 50
 
 
+@pytest.fixture(autouse=True)
+def _no_secret_is_told() -> None:
+    """Leave the watch out: aiosqlite logs what rivals hand to it."""
+
+
 @pytest.fixture(params=RIVALS, ids=lambda rival: rival.key)
 def closed(request: pytest.FixtureRequest) -> Rival:
     """Return each rival in turn, not opened, or skip it."""
