@@ -106,7 +106,8 @@ def mark_commits(marks: Marks) -> None:
         commit = commit_together(connection, turn, operations, coherence)
         done = [
             [apply.__name__, None if apply.__name__ in ALL_AT_ONCE else _id_in(found)]
-            for (apply, found, _) in operations
+            for (apply, found, _), result in zip(operations, commit.results, strict=True)
+            if isinstance(result, writer.Change) and result.slots()  # it has changed something
         ]
         marks.say("commit", digest=digest(connection), done=done)
         return commit
@@ -205,13 +206,12 @@ class Play:
         while not all(worker.done() for worker in workers):
             self._clock.turn(240)
             await asyncio.sleep(0.004)
-            await sessions.cleanup_inactive_sessions()
-            self._acknowledge("time_out_sessions", None)
+            if await sessions.cleanup_inactive_sessions():
+                self._acknowledge("time_out_sessions", None)
             self._is_quiet = True
             await asyncio.sleep(self._life.quiet or self._random.choice((0, 0.005, 0.02)))
             self._is_quiet = False
-            if self._random.random() < 0.3:
-                await sessions.purge_ended_sessions(1_800)
+            if self._random.random() < 0.3 and await sessions.purge_ended_sessions(1_800):
                 self._acknowledge("purge_sessions", None)
 
     async def _touch(self, sessions: SessionManager, id_: str) -> None:
