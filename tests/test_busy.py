@@ -163,13 +163,14 @@ class Traffic:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the tasks during the block, and wait for what they call at its end."""
+        hit = await self.sessions.create_session("reader")
         gc.collect()
         gc.freeze()  # the tests' own objects are not the store's to look through
         try:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(WRITERS):
                     tasks.create_task(self._write(f"writer-{number}"))
-                tasks.create_task(self._read())
+                tasks.create_task(self._read(hit))
                 tasks.create_task(self._tick())
                 yield
                 self._is_over = True
@@ -193,8 +194,7 @@ class Traffic:
                 self.acknowledged_at.append(time.monotonic())
             self.slowest_write = max(self.slowest_write, time.monotonic() - started)
 
-    async def _read(self) -> None:
-        hit = await self.sessions.create_session("reader")
+    async def _read(self, hit: str) -> None:
         while not self._is_over:
             calls: list[Coroutine[Any, Any, object]] = [
                 self.sessions.get_session(hit),
