@@ -235,10 +235,10 @@ class Traffic:
         reads = sum(began < moment < ended for moment in self.read_at)
         if reads < int(held * 10):
             faults.append(f"only {reads} reads in {held:.1f} s")
-        is_in_the_way = program in BLOCKERS and held > busy_timeout + MARGIN / 4
+        is_in_the_way = program in BLOCKERS and held > busy_timeout + MARGIN
         if self.refused == 0 and is_in_the_way:
             faults.append("no call was refused")
-        if self.refused and (program not in BLOCKERS or held + MARGIN / 4 < busy_timeout):
+        if self.refused and (program not in BLOCKERS or held + MARGIN < busy_timeout):
             faults.append(f"{self.refused} calls were refused")
         afterwards = [moment - ended for moment in self.acknowledged_at if moment > ended]
         if min(afterwards, default=held) > MARGIN:
@@ -283,11 +283,15 @@ async def endure(
 
 
 @pytest.mark.parametrize(
-    "program, seconds", [(name, 0.6) for name in BLOCKERS] + [(name, 0.2) for name in PROGRAMS]
+    "program, seconds, busy_timeout",
+    [(name, seconds, 0.3) for name in BLOCKERS for seconds in (0.2, 0.6)]
+    + [(name, 0.2, 3.0) for name in OTHERS],
 )
-async def test_traffic_outlives_a_lock(database: Path, program: str, seconds: float) -> None:
+async def test_traffic_outlives_a_lock(
+    database: Path, program: str, seconds: float, busy_timeout: float
+) -> None:
     """Waiting is bounded, nothing is lost and nothing undone, reads and the loop go on."""
-    assert await endure(database, program, seconds, busy_timeout=0.3) == []
+    assert await endure(database, program, seconds, busy_timeout) == []
 
 
 @pytest.mark.torture
@@ -300,7 +304,7 @@ async def test_traffic_outlives_a_long_lock(database: Path, program: str, second
 
 def hold_up_the_loop(patch: pytest.MonkeyPatch) -> None:
     """Have the guard, which lends a thread the GIL, do so for long."""
-    patch.setattr(jobs, "GUARD_HOLD", 0.08)
+    patch.setattr(jobs, "GUARD_HOLD", 0.5)
 
 
 def never_give_up(patch: pytest.MonkeyPatch) -> None:
@@ -317,7 +321,7 @@ def write_what_was_given_up(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "break_it, seconds, symptom",
     [
-        (hold_up_the_loop, 0.2, "the event loop stood still"),
+        (hold_up_the_loop, 0.6, "the event loop stood still"),
         (never_give_up, 1.5, "a call took"),
         (write_what_was_given_up, 0.6, "writer-"),
     ],
@@ -331,8 +335,12 @@ async def test_a_broken_bound_is_caught(
 ) -> None:
     """A loop that is held up, a wait without an end, and a write that was refused are seen."""
     break_it(monkeypatch)
-    faults = await endure(database, "our lock", seconds, busy_timeout=0.2)
-    assert any(symptom in fault for fault in faults), faults
+    for number in range(5):  # on a machine that is busy itself, one may go unseen
+        path = database.with_name(f"{number}.db")
+        faults = await endure(path, "our lock", seconds, busy_timeout=0.2)
+        if any(symptom in fault for fault in faults):
+            return
+    raise AssertionError(faults)
 
 
 async def hold_exclusively(line: Line, database: Path) -> None:
