@@ -525,7 +525,7 @@ async def open_and_cut(folder: Path, kind: str, mode: str) -> tuple[int, list[st
         was_cut = await cut(sessions.open(), step, mode)
         if not was_cut:
             await sessions.close()
-        if not nothing_left(threads, files):
+        if not await soon(lambda: nothing_left(threads, files)):
             return step, [f"after step {step}: {asyncio.all_tasks()}, {threading.enumerate()}"]
         await visit(database)
         assert is_free(database)
@@ -601,8 +601,8 @@ def cutting(
 
 
 async def soon(is_so: Callable[[], bool]) -> bool:
-    """Say whether something becomes true within a second."""
-    deadline = time.monotonic() + 1
+    """Say whether something becomes true in a moment: a thread may still be about to end."""
+    deadline = time.monotonic() + in_time() / 2
     while not is_so() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event tells
         await asyncio.sleep(0.002)
     return is_so()
