@@ -753,6 +753,7 @@ from sessionstore import SessionManager
 from tests import kills
 
 warnings.simplefilter("ignore", ResourceWarning)
+warnings.filterwarnings("ignore", ".*was never awaited", RuntimeWarning)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 chance = random.Random({seed})
 life = kills.Life("life", pathlib.Path("sessions.db"), {seed})
