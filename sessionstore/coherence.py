@@ -225,7 +225,7 @@ def _open(path: str) -> int:
     try:
         return create_private(path)
     except FileExistsError:  # or a symlink, which may lead to where it is to be made
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _now() -> int:

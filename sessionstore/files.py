@@ -54,7 +54,7 @@ def create_private(path: str) -> int:
 
     Raises FileExistsError where there is one, be it a symlink that leads nowhere.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     if hasattr(os, "fchmod"):
         with suppress(PermissionError):  # not every file system has modes
             os.fchmod(descriptor, 0o600)
