@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 
 from sessionstore import (
@@ -93,6 +94,14 @@ async def test_it_knows_what_the_store_was_given(
     async with SessionManager(database, sweep_interval=None) as sessions:
         await sessions.create_session("lina", {"said": SECRET})
     assert len(watch.take()) == 1
+
+
+async def test_it_finds_what_aiosqlite_tells(database: Path) -> None:
+    """Used as usual, without the jobs of this package, aiosqlite logs each value that it binds."""
+    watch.tell(SECRET)
+    async with aiosqlite.connect(database) as connection:
+        await connection.execute("SELECT :data", {"data": SECRET})
+    assert watch.take()
 
 
 # -- Where there is most to tell -------------------------------------------------------------------
