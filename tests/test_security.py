@@ -36,7 +36,8 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(params=[0, 0o022, 0o077, 0o277, 0o777], ids=oct)
-def _umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def _umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    assert tmp_path.is_dir()  # it was made under the umask of before
     before = os.umask(request.param)
     yield
     os.umask(before)

@@ -75,8 +75,9 @@ async def is_active(manager: SessionManager, session_id: str) -> bool:
 
 
 @pytest.fixture(params=[0, 0o022, 0o077, 0o177], ids=oct)
-def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Set the mask of permissions for a test."""
+    assert tmp_path.is_dir()  # it was made under the mask of before
     before = os.umask(request.param)
     yield
     os.umask(before)
