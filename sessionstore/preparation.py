@@ -63,7 +63,8 @@ def check(connection: sqlite3.Connection, path: str, create: bool, busy_timeout:
         migrations.check(connection, create)
         return
     uri = f"file:{quote(os.fsencode(path))}?mode=ro"
-    with closing(sqlite3.connect(uri, busy_timeout, isolation_level=None, uri=True)) as reading:
+    reading = sqlite3.connect(uri, timeout=busy_timeout, isolation_level=None, uri=True)
+    with closing(reading):
         migrations.check(reading, create)
 
 
