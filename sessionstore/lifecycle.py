@@ -211,14 +211,23 @@ class Lifecycle:
         await self._clear_wal()
 
     async def _purge(self, now: int, age: int) -> int:
-        purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
+        try:
+            purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
+        except BaseException:
+            self._has_erased = True  # perhaps
+            raise
         self._has_erased |= purged > 0
         return purged
 
     async def _clear_wal(self) -> None:
         """Take what was erased out of the write-ahead log, too, or try again at the next sweep."""
         if self._has_erased:
-            self._has_erased = not await self._database.empty_wal()
+            self._has_erased = False  # whoever erases meanwhile sets it again
+            is_empty = False
+            try:
+                is_empty = await self._database.empty_wal()
+            finally:
+                self._has_erased |= not is_empty
 
     async def _shut_down(self) -> None:
         self._database.hurry()

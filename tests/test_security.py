@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from sessionstore import SessionManager, files, preparation, queries
+from sessionstore.database import Database
 from sessionstore.wal import WriteAheadLog
 
 from .children import ROOT, Child, Line
@@ -273,6 +274,29 @@ async def test_the_background_sweep_empties_the_log(database: Path) -> None:
             while marks.size("-wal"):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.005)
         assert marks.found([id_], *FILES) == []
+
+
+async def test_what_is_erased_while_the_log_is_emptied_goes_the_next_time(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log holds it again, and that is not forgotten."""
+    marks = Marks(database)
+    empty_wal = Database.empty_wal
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        first, second = await sessions.create_session("lina"), await sessions.create_session("ben")
+
+        async def empty_and_erase(self: Database) -> bool:
+            is_empty = await empty_wal(self)
+            assert await sessions.delete_session(second)
+            return is_empty
+
+        assert await sessions.delete_session(first)
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "empty_wal", empty_and_erase)
+            await sessions.purge_ended_sessions(0)
+        assert marks.size("-wal") > 0
+        await sessions.purge_ended_sessions(0)
+        assert marks.size("-wal") == 0
 
 
 @pytest.mark.parametrize("broken", ["SET_SECURE_DELETE", "the sweep"])
