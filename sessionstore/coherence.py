@@ -156,7 +156,7 @@ class Coherence:
                 yield
             finally:
                 self._unlock(self._path, turn)
-        except OSError:  # where the file is in doubt, the next one who writes opens it anew
+        except (OSError, ValueError):  # a file in doubt is opened anew by the next one who writes
             self._let_go()
             raise
 
@@ -164,6 +164,13 @@ class Coherence:
         """Let go of the file. Words that were noted are worth nothing afterwards."""
         self._let_go()
         self.words = _NO_WORDS  # the mapping has a descriptor of its own, and goes with its words
+
+    def inherit(self) -> None:
+        """Let go in a child process, without unlocking: the lock is of the file that both share."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.words = _NO_WORDS
 
     def _let_go(self) -> None:
         """Unlock and close the file: its mapping, which stays, would keep the lock."""

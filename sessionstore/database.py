@@ -227,7 +227,7 @@ class Database:
             connection._connection = None
         if self._path != ":memory:":
             _inherited_files.add(self._path)
-        self.coherence.close()
+        self.coherence.inherit()
 
     async def write(
         self,
@@ -269,7 +269,7 @@ class Database:
         *arguments: *Arguments,
     ) -> Result:
         with self.coherence.hold(turn):
-            if identity_at(self._path) != self._identity:
+            if self._path != ":memory:" and identity_at(self._path) != self._identity:
                 raise StorageError("the database was moved, deleted or replaced; open it again")
             result = job(connection, turn, *arguments)
             self._wal.bound(connection)

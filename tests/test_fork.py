@@ -63,6 +63,34 @@ def run(text: str, folder: Path) -> str:
     return done.stdout
 
 
+def test_a_fork_in_a_transaction_leaves_the_lock_to_the_parent(tmp_path: Path) -> None:
+    """The child lets go of the lock file without unlocking what it shares with its parent."""
+    text = """
+        from tests.children import is_locked
+
+        inside, go_on = threading.Event(), threading.Event()
+        insert = store.insert_session
+
+        def insert_slowly(connection, row):
+            inside.set()
+            go_on.wait()
+            return insert(connection, row)
+
+        async def main():
+            async with SessionManager("sessions.db", sweep_interval=None) as sessions:
+                store.insert_session = insert_slowly
+                call = asyncio.create_task(sessions.create_session("lina"))
+                await asyncio.to_thread(inside.wait)
+                assert fork(lambda: None) == 0
+                print(is_locked("sessions.db"))
+                go_on.set()
+                await call
+
+        asyncio.run(main())
+    """
+    assert run(text, tmp_path) == "True\n"
+
+
 def test_every_call_in_the_child_says_what_to_do(tmp_path: Path) -> None:
     """A store that was open at the fork raises StoreClosedError for each method, and at open."""
     text = """
