@@ -61,24 +61,25 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
         :interaction_count, :last_activity)
 """
 
-# Serves update_activity. One row by primary key; the status and the two cutoffs keep a session
-# that has ended or timed out from coming back. max(): last_activity never moves backwards. :latest
-# is :now first, and then, if no session is found, a time after all others. The row is not returned:
-# fetching it would cost as much as the update, and SessionRow.touched knows it.
+# Serves update_activity. By primary key; the status and the two cutoffs keep what has ended or
+# timed out from coming back. max(): last_activity never moves backwards. :latest is :now first,
+# which passes by what is ahead of the clock or marked (below); then a time after all others. The
+# row is not returned: that would cost as much as the update, and SessionRow.touched knows it.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
  WHERE id = :id
    AND last_activity <= :latest
+   AND (:latest <> :now OR length(swept_activity) <> 25)
    AND {_LIVE}
 """
 
-# Serves activity in a session ahead of the clock: a mark (below) is made anew, but not where a
-# lifetime starts ahead, too, and would never end. By primary key.
+# Serves activity in a session with a mark (below), which is made anew while the session is ahead of
+# the clock, but not where a lifetime starts ahead, too, and would never end; else it goes.
 UPDATE_SESSION_MARKED = """
 UPDATE sessions
-   SET swept_activity = substr(:now, 1, 25)
+   SET swept_activity = iif(last_activity > :now, substr(:now, 1, 25), last_activity)
  WHERE id = :id
    AND length(swept_activity) = 25
    AND (:lifetime_cutoff = '' OR started_at <= :now)
@@ -138,8 +139,7 @@ SELECT id, started_at, last_activity, swept_activity
  LIMIT :limit
 """
 
-# Serves the sweep, second part, in the same transaction. By primary key. ended_at is bound for each
-# row: SQLite's own date functions know milliseconds only.
+# Serves the sweep, second part. By primary key. SQLite would know ended_at in milliseconds only.
 UPDATE_SESSION_TIMED_OUT = f"""
 UPDATE sessions
    SET status   = 'timeout',

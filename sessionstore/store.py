@@ -45,7 +45,7 @@ def touch_session(
     """Move last_activity of a live session to now and count an interaction."""
     parameters = {"id": session_id, "latest": cutoffs["now"], **cutoffs}
     if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
-        parameters["latest"] = _ANY_TIME  # it may be ahead of the clock
+        parameters["latest"] = _ANY_TIME  # it may be ahead of the clock, or marked
         if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
             return NO_CHANGE
         connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
@@ -80,8 +80,7 @@ def merge_session(
         raise
     except (TypeError, ValueError, RecursionError):  # of another program, and quoted by the error
         raise StorageError("the session holds JSON that cannot be handled; mend the row") from None
-    if rows[0].last_activity > cutoffs["now"]:
-        connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
+    connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
 
 

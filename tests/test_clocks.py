@@ -250,6 +250,27 @@ async def test_a_session_of_the_future_lives_while_it_is_used(
         assert read_file(database) == {"timeout": 1}
 
 
+@pytest.mark.parametrize("call", ["update_activity", "update_session"])
+@pytest.mark.parametrize("lifetime", [None, DAY])
+async def test_a_mark_of_long_ago_ends_no_session_in_use(
+    database: Path, times: Times, call: str, lifetime: float | None
+) -> None:
+    """Where the clock is set back twice a little, a timeout apart, the first time is over."""
+    settings = {"max_lifetime": lifetime}
+    async with Watched(database, times.wall, times.monotonic, **settings) as sessions:
+        id_ = await sessions.create_session("lina")
+        times.jump(-20)
+        await sessions.sweep()  # marks it
+        await live_through(sessions, times, 29 * MINUTE, lambda: getattr(sessions, call)(id_))
+        times.pass_by(100)
+        assert await getattr(sessions, call)(id_)
+        times.jump(-20)
+        await sessions.sweep()
+        assert read_file(database) == {"active": 1}
+        await live_through(sessions, times, TIMEOUT + 2 * MINUTE, None)
+        assert read_file(database) == {"timeout": 1}
+
+
 async def test_a_lifetime_that_starts_in_the_future_ends(database: Path, times: Times) -> None:
     """However busy it is, such a session does not outlive the limit by the length of the jump."""
     async with Watched(database, times.wall, times.monotonic, max_lifetime=HOUR) as sessions:
