@@ -75,8 +75,8 @@ UPDATE sessions
    AND {_LIVE}
 """
 
-# Serves activity in a session with a mark (below), which is made anew while the session is ahead of
-# the clock, but not where a lifetime starts ahead, too, and would never end; else it goes.
+# Serves activity in a session with a mark (below), which goes, or is made anew while the session is
+# ahead of the clock. Where a lifetime starts ahead, too, it stays, and ends even a session in use.
 UPDATE_SESSION_MARKED = """
 UPDATE sessions
    SET swept_activity = iif(last_activity > :now, substr(:now, 1, 25), last_activity)
