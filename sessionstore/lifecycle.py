@@ -24,7 +24,7 @@ from .ending import Ender, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
 from .models import Expiry
 from .reader import NO_ROWS, Reader
-from .sweeper import ClockWatch, Sweeper
+from .sweeper import ClockWatch, Sweeper, read_uptime
 from .times import EARLIEST, micros_to_text, read_clock
 from .writer import Writer
 
@@ -42,7 +42,7 @@ class Lifecycle:
     _ender: Ender
     _sweeper: Sweeper | None
     _clock_watch: ClockWatch
-    _monotonic = staticmethod(time.monotonic)  # what the clock is held against
+    _monotonic = staticmethod(read_uptime)  # what the clock is held against
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ The pauses vary by a tenth, so that several processes do not sweep at the same m
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 logger = logging.getLogger(__name__)
@@ -16,11 +17,19 @@ JITTER = 0.1
 MAX_JUMP = 300.0  # seconds that the clock may gain or lose between two sweeps
 
 
+def read_uptime() -> float:
+    """Return seconds on a clock that nobody sets and, on Linux, no sleep of the machine stops."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 class ClockWatch:
     """Says whether a clock has jumped, by a monotonic one, since it was last asked.
 
     Each look starts anew. So a clock that is corrected before the next look was never believed,
-    and one that stays where it is, such as that of a machine that has slept, is believed then.
+    and one that stays where it is is believed then. In a sleep of the machine the monotonic clock
+    must go on: one sleep between every two looks would be a jump each.
     """
 
     def __init__(self, now: int, monotonic: Callable[[], float]) -> None:

@@ -15,11 +15,12 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sessionstore import InvalidArgumentError, Session, SessionManager, store
+from sessionstore import InvalidArgumentError, Session, SessionManager, store, sweeper
 from sessionstore.sweeper import MAX_JUMP, ClockWatch
 from sessionstore.writer import Change
 
@@ -104,6 +105,28 @@ async def test_a_clock_that_stays_where_it_jumped_is_believed_by_the_next_sweep(
         await sessions.sweep()
         assert read_file(database) == {}
     assert caplog.text.count("jumped") == 1
+
+
+@pytest.mark.parametrize("has_boot_time", [True, False])
+async def test_a_machine_that_sleeps_before_each_sweep_is_swept(
+    database: Path, monkeypatch: pytest.MonkeyPatch, has_boot_time: bool
+) -> None:
+    """Where the system has a clock that goes on in sleep; by one that does not, each is a jump."""
+    wall, awake = FakeClock(), FakeClock(1_000.0)
+    system = SimpleNamespace(monotonic=awake)
+    if has_boot_time:
+        system.CLOCK_BOOTTIME = wall
+        system.clock_gettime = lambda which: which()
+    monkeypatch.setattr(sweeper, "time", system)
+    swept = []
+    async with SessionManager(database, clock=wall, sweep_interval=None) as sessions:
+        for _ in range(3):
+            await sessions.create_session("lina")
+            awake.turn(HOUR)
+            wall.turn(9 * HOUR)
+            await sessions._sweep()
+            swept.append(read_file(database).get("timeout", 0))
+    assert swept == ([1, 2, 3] if has_boot_time else [0, 0, 0])
 
 
 @pytest.mark.parametrize("jump", [MAX_JUMP, -MAX_JUMP, 1.0, -1.0, 0.0])
