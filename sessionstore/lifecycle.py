@@ -12,6 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from os import PathLike
 from types import TracebackType
@@ -21,12 +22,12 @@ from .arguments import check_count, check_database, check_micros, check_switch
 from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
-from .errors import InvalidArgumentError, StoreClosedError
+from .errors import InvalidArgumentError, SessionStoreError, StoreClosedError
 from .models import Expiry
 from .reader import NO_ROWS, Reader
 from .sweeper import ClockWatch, Sweeper, read_uptime
 from .times import EARLIEST, micros_to_text, read_clock
-from .writer import Writer
+from .writer import Change, Commit, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ class Lifecycle:
                 raise
             self._reader = Reader(database, self._expiry, self._cache_size, self._clock)
             self._hot = self._reader.hot
-            self._writer = Writer(database, self._reader.remember)
+            self._has_erased = True  # perhaps by a process that has died since
+            self._writer = Writer(database, self._note)
             self._ender = Ender(self._writer, self._expiry, self._on_end)
             self._sweeper = None
             if self._sweep_interval is not None:
@@ -211,13 +213,13 @@ class Lifecycle:
         await self._clear_wal()
 
     async def _purge(self, now: int, age: int) -> int:
-        try:
-            purged = await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
-        except BaseException:
-            self._has_erased = True  # perhaps
-            raise
-        self._has_erased |= purged > 0
-        return purged
+        return await self._ender.purge(micros_to_text(max(EARLIEST, now - age)))
+
+    def _note(self, commit: Commit) -> None:
+        """Hear of each commit, also of one whose caller has gone."""
+        self._reader.remember(commit)
+        if any(isinstance(change, Change) and change.erased for change in commit.results):
+            self._has_erased = True
 
     async def _clear_wal(self) -> None:
         """Take what was erased out of the write-ahead log, too, or try again at the next sweep."""
@@ -239,6 +241,8 @@ class Lifecycle:
             try:
                 await self._writer.close()
                 await self._reader.close()
+                with suppress(SessionStoreError):
+                    await self._clear_wal()  # for what no sweep has come by
             finally:
                 await self._database.close()
                 _open_stores.discard(self)

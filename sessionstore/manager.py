@@ -166,9 +166,7 @@ class SessionManager(Lifecycle):
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return False
-        self._has_erased = True  # or it soon will, also where this call is cancelled
         change = await self._writer.submit(store.delete_session, checked_id, durable=True)
-        self._has_erased = True  # a sweep may have emptied the log before the commit
         return bool(change.erased)
 
     async def end_sessions(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -296,6 +297,77 @@ async def test_what_is_erased_while_the_log_is_emptied_goes_the_next_time(
             await sessions.purge_ended_sessions(0)
         assert marks.size("-wal") > 0
         await sessions.purge_ended_sessions(0)
+        assert marks.size("-wal") == 0
+
+
+async def erase_and_linger(line: Line, database: Path) -> None:
+    """Erase a session in a process that never sweeps, and close at a sign."""
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina")
+        assert await sessions.delete_session(id_)
+        line.say(id_)
+        line.hear()
+
+
+async def test_what_a_process_that_died_had_erased_goes_with_the_next_sweep(database: Path) -> None:
+    """Whoever opens the file next cannot know of it, and sees to it all the same."""
+    marks = Marks(database)
+    with Child(erase_and_linger, database) as child:
+        id_ = child.line.hear()
+        child.kill()
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        assert marks.found([id_], "-wal") == [id_]
+        await sessions._sweep()
+        assert marks.found([id_], *FILES) == []
+        assert marks.size("-wal") == 0
+
+
+async def test_what_was_erased_goes_with_close_where_no_sweep_comes_by(database: Path) -> None:
+    """Also where others have the file open, so that SQLite keeps the log."""
+    marks = Marks(database)
+    async with SessionManager(database, sweep_interval=None):
+        with Child(erase_and_linger, database) as child:
+            id_ = child.line.hear()
+            assert marks.found([id_], "-wal") == [id_]
+            child.line.say()
+            assert child.join() == 0
+        assert marks.found([id_], *FILES) == []
+        assert marks.size("-wal") == 0
+
+
+async def test_close_leaves_the_log_to_a_reader_who_needs_it(database: Path) -> None:
+    """It neither fails nor waits for long, and the next who closes, or sweeps, takes it out."""
+    marks = Marks(database)
+    with closing(sqlite3.connect(database, isolation_level=None)) as reader:
+        async with SessionManager(database, sweep_interval=None) as sessions:
+            id_ = await sessions.create_session("lina")
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM sessions").fetchall() == [(1,)]
+            assert await sessions.delete_session(id_)
+            started = time.monotonic()
+        assert time.monotonic() - started < 5
+        assert marks.found([id_], "-wal") == [id_]
+        reader.execute("ROLLBACK")
+        async with SessionManager(database, sweep_interval=None):
+            pass
+        assert marks.found([id_], *FILES) == []
+
+
+async def test_what_a_cancelled_call_has_erased_goes_too(database: Path) -> None:
+    """The commit is heard of where its caller is not there any more."""
+    marks = Marks(database)
+    async with SessionManager(database, sweep_interval=None) as sessions:
+        id_ = await sessions.create_session("lina")
+        await sessions._sweep()
+        assert marks.size("-wal") == 0
+        deleting = asyncio.create_task(sessions.delete_session(id_))
+        for _ in range(3):  # its batch has begun
+            await asyncio.sleep(0)
+        deleting.cancel()
+        assert await sessions.get_session(await sessions.create_session("ben"))
+        assert await sessions.get_session(id_) is None
+        assert marks.size("-wal") > 0
+        await sessions._sweep()
         assert marks.size("-wal") == 0
 
 
