@@ -189,8 +189,8 @@ class Database:
             raise StoreClosedError("the file was open when the process was forked; open it after")
         check_version()
         self._writer = self.reader = await self._connect()
-        self._identity = identity_at(self._path)
         try:
+            self._identity = await self._writer.run(lambda _: identity_at(self._path))
             # Before the lock file is made: a file that is refused gets nothing beside it.
             await self._writer.run(check, self._path, self._create, self._busy_timeout)
             await self.write(prepare_writer, self._path, now)

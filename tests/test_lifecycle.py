@@ -2,6 +2,7 @@
 """Opening and closing, from any state and under cancellation, with nothing left behind."""
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -22,6 +23,7 @@ from sessionstore import (
     SessionManager,
     StorageError,
     StoreClosedError,
+    database,
     lifecycle,
     preparation,
 )
@@ -204,6 +206,25 @@ async def test_an_open_that_fails_leaves_nothing(tmp_path: Path) -> None:
             with pytest.raises(error):
                 await SessionManager(tmp_path / path).open()
             assert nothing_left(threads, files)
+
+
+async def test_an_open_that_cannot_look_at_its_file_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails at that moment gives StorageError, too, and the next open() is well."""
+    threads, files = threading.active_count(), descriptors()
+    sessions = SessionManager(tmp_path / "a.db")
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "identity_at", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            await sessions.open()
+    assert nothing_left(threads, files)
+    async with sessions:
+        assert await sessions.create_session("lina")
 
 
 async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
