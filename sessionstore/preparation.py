@@ -101,8 +101,9 @@ def _try_to_write(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _may_write(path: str) -> bool:
-    files = [path, f"{path}-wal"]
-    return all(os.access(file, os.W_OK) for file in files if os.path.exists(file))
+    effective = os.access in os.supports_effective_ids  # as files are opened; else the real user
+    files = [file for file in (path, f"{path}-wal") if os.path.exists(file)]
+    return all(os.access(file, os.W_OK, effective_ids=effective) for file in files)
 
 
 def _set_wal(connection: sqlite3.Connection, turn: Turn) -> str:

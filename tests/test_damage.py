@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sessionstore import Session, SessionManager, SessionStoreError, StorageError
+from sessionstore import Session, SessionManager, SessionStoreError, StorageError, preparation
 
 from .children import Child, Line, is_locked
 
@@ -727,6 +727,24 @@ def test_what_may_not_be_written_is_refused(
     if not refused:
         del before["a.db-lock"], after["a.db-lock"]
     assert after == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user for a while")
+@pytest.mark.skipif(os.access not in os.supports_effective_ids, reason="the system cannot say it")
+def test_it_is_the_effective_user_who_may_not_write() -> None:
+    """Who has put root's rights aside may read what root alone may write, as other users may."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own would be shut
+        path = Path(folder, "a.db")
+        path.touch()
+        path.parent.chmod(0o755)
+        path.chmod(0o644)
+        assert preparation._may_write(str(path))
+        os.seteuid(65_534)
+        try:
+            may_write = preparation._may_write(str(path))
+        finally:
+            os.seteuid(0)
+    assert not may_write
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounting needs root")
