@@ -26,7 +26,8 @@ def make_folder(folder: str) -> None:
     if os.path.isdir(folder):
         return
     above = os.path.dirname(folder)
-    make_folder(above)
+    if above != folder:  # else a drive that is not there
+        make_folder(above)
     try:
         os.mkdir(folder)
     except FileExistsError:

@@ -3,10 +3,12 @@
 
 import asyncio
 import logging
+import ntpath
 import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from sessionstore import (
     StorageError,
     StoreBusyError,
     StoreClosedError,
+    files,
     jobs,
     queries,
     wal,
@@ -265,3 +268,14 @@ async def test_a_folder_is_made_and_a_folder_is_no_database(tmp_path: Path) -> N
         await SessionManager(tmp_path / "new").open()
     with pytest.raises(StorageError, match="folder"):
         await SessionManager(tmp_path / "new" / "deep" / "a.db" / "b.db").open()
+
+
+def test_a_drive_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows the way up ends at a drive, be it there or not."""
+
+    def make(folder: str) -> None:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(files, "os", SimpleNamespace(path=ntpath, mkdir=make))
+    with pytest.raises(FileNotFoundError, match=r"^Z:\\$"):
+        files.make_folder("Z:\\new\\deep")
