@@ -22,7 +22,7 @@ from .arguments import check_count, check_database, check_micros, check_switch
 from .concurrency import finish
 from .database import Database
 from .ending import Ender, OnEnd
-from .errors import InvalidArgumentError, SessionStoreError, StoreClosedError
+from .errors import InvalidArgumentError, SessionStoreError, StorageError, StoreClosedError
 from .models import Expiry
 from .reader import NO_ROWS, Reader
 from .sweeper import ClockWatch, Sweeper, read_uptime
@@ -204,8 +204,11 @@ class Lifecycle:
         if self._clock_watch.has_jumped(now):
             return
         await self._ender.mark_ahead(now)
-        timed_out = await self._ender.time_out(now, wait=False)  # a callback may hang
-        purged = 0
+        timed_out = purged = 0
+        try:
+            timed_out = await self._ender.time_out(now, wait=False)  # a callback may hang
+        except StorageError:  # of a row that cannot be read, say, which must not keep others
+            logger.exception("the sweep could time out no session; it goes on to purge")
         if self._retention is not None:
             purged = await self._purge(now, self._retention)
         if timed_out or purged:

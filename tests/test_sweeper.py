@@ -3,13 +3,16 @@
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from sessionstore import Session, SessionManager
-from sessionstore.sweeper import Sweeper
+from sessionstore.files import size_at
+from sessionstore.sweeper import ClockWatch, Sweeper
 
 from .conftest import FakeClock
 
@@ -129,6 +132,29 @@ async def test_the_manager_sweeps_and_purges_in_the_background(
                 await asyncio.sleep(0.001)
     assert "sweep: 1 sessions timed out, 0 purged" in caplog.text
     assert "sweep: 0 sessions timed out, 1 purged" in caplog.text
+
+
+async def test_a_row_that_cannot_be_read_keeps_no_other_one(
+    database: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sweep that it keeps from timing out is told of, and still purges, and empties the log."""
+    async with SessionManager(
+        database, clock=clock, retention=60, sweep_interval=None, cache_size=0
+    ) as sessions:
+        sessions._clock_watch = ClockWatch(int(clock() * 1_000_000), clock)
+        damaged, old = [await sessions.create_session("lina") for _ in range(2)]
+        await sessions.end_session(old)
+        with closing(sqlite3.connect(database)) as other, other:
+            other.execute("PRAGMA ignore_check_constraints = ON")
+            other.execute(
+                "UPDATE sessions SET last_activity = 'no time', swept_activity = '' WHERE id = ?",
+                [damaged],
+            )
+        clock.turn(3_600)
+        await sessions._sweep()
+        assert await sessions.get_session(old) is None
+        assert size_at(f"{database}-wal") == 0
+    assert "a row holds what cannot be read" in caplog.text
 
 
 async def test_callers_get_in_between_the_chunks_of_a_sweep(
