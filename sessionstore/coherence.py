@@ -49,6 +49,7 @@ A ":memory:" database has no file: its words are memory of the process, and its 
 lock. Nothing is known here of sessions, SQL or the cache.
 """
 
+import errno
 import mmap
 import os
 import sys
@@ -156,7 +157,7 @@ class Coherence:
                 yield
             finally:
                 self._unlock(self._path, turn)
-        except (OSError, ValueError):  # a file in doubt is opened anew by the next one who writes
+        except OSError:  # a file in doubt is opened anew by the next one who writes
             self._let_go()
             raise
 
@@ -262,7 +263,10 @@ def _map(descriptor: int) -> memoryview:
     The revision is set to the time in any case: after a power cut it may be older than some words.
     """
     _fill(descriptor)
-    words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
+    try:
+        words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
+    except ValueError as error:
+        raise OSError(errno.EIO, "the lock file was cut off just now") from error
     now = _now()
     if not 0 < words[_REVISION] < _LIMIT:  # new, cut off before its last word was there, or garbage
         words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")

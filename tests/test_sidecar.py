@@ -31,7 +31,7 @@ from sessionstore import (
 from sessionstore.coherence import SLOTS, Coherence
 from sessionstore.jobs import Turn
 
-from .children import Child, Line
+from .children import Child, Line, is_locked
 from .conftest import FakeClock
 
 SIZE = 8 * (SLOTS + 1)
@@ -468,6 +468,31 @@ async def test_traffic_survives_many_deletions(database: Path) -> None:
             assert sum(s.interaction_count for s in found if s is not None) == acknowledged
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("moment", ["open", "write"])
+async def test_one_that_is_cut_off_while_it_is_mapped_is_told_of(
+    database: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The call raises StorageError, nobody is left with the lock, and the next call is well."""
+    fill = coherence._fill
+
+    def fill_and_cut(descriptor: int) -> None:
+        fill(descriptor)
+        os.ftruncate(descriptor, 100)
+
+    async with quiet(database) as sessions:
+        id_ = await sessions.create_session("lina")
+        if moment == "open":
+            await sessions.close()
+        os.truncate(lock_of(database), 100)
+        with monkeypatch.context() as patch:
+            patch.setattr(coherence, "_fill", fill_and_cut)
+            with pytest.raises(StorageError, match="cut off"):
+                await (sessions.open() if moment == "open" else sessions.update_activity(id_))
+            assert not is_locked(database)
+        await sessions.open()
+        assert await sessions.update_activity(id_)
 
 
 # -- Where there is no fcntl -----------------------------------------------------------------------
