@@ -37,9 +37,13 @@ deletion and the next write job of anybody who has the old file.
 The file may be cut off or overwritten. The system then kills (SIGBUS) who touches what is beyond
 its end, as it does with SQLite's own index of the WAL, and no check can come before each load; but
 the next write job of anybody gives the file its length again. A revision that was overwritten goes
-on from the time, or from what this process has reached.
+on from the time, or from what this process has reached. An old copy that is put in its place brings
+old words back, and hits with them. Who wrote or swept after the copy was made sees that at the next
+write or sweep, by the revision, and gives all slots a new word.
 
-What is assumed. A local file system: flock and shared mappings are coherent on it, and not on NFS.
+What is assumed. Nobody puts an old copy of the file in its place while the database is in use: who
+opens the database next raises the revision to the time, and nobody sees what it was any more.
+A local file system: flock and shared mappings are coherent on it, and not on NFS.
 An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never
 torn. A store is visible to other processors before the system calls that follow it, COMMIT's among
 them, have returned: x86-64 keeps stores in order, and on arm64 the kernel's locks, and the barriers
@@ -121,6 +125,9 @@ class Coherence:
         known = self.words[_REVISION]
         if not 0 < known < _LIMIT:  # the file was overwritten
             known = _now()
+        if known < self._revision:  # an old file was copied over it, and brings old words back
+            self.words[:SLOTS] = _IN_FLIGHT
+            slots = range(SLOTS)
         self._revision = max(known, self._revision) + 1
         self.words[_REVISION] = self._revision
         before = {slot: self.words[slot] for slot in slots}
@@ -191,7 +198,7 @@ class Coherence:
             _wait_for(self._descriptor, turn)
             if self._is_at(path):
                 if not known or not self._is_whole:
-                    self.words = _map(self._descriptor)
+                    self.words = _map(self._descriptor, self._revision)
                 return
             if known:
                 _fill(self._descriptor)
@@ -257,7 +264,7 @@ def _wait_for(descriptor: int, turn: Turn) -> None:
         turn.waiting = False
 
 
-def _map(descriptor: int) -> memoryview:
+def _map(descriptor: int, reached: int) -> memoryview:
     """Map the locked file; give it its size and its first words where it has none.
 
     The revision is set to the time in any case: after a power cut it may be older than some words.
@@ -267,8 +274,9 @@ def _map(descriptor: int) -> memoryview:
         words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
     except ValueError as error:
         raise OSError(errno.EIO, "the lock file was cut off just now") from error
-    now = _now()
-    if not 0 < words[_REVISION] < _LIMIT:  # new, cut off before its last word was there, or garbage
+    now = max(_now(), reached + 1)
+    # New, cut off before its last word was there, garbage, or older than what this process knows.
+    if not max(reached, 1) <= words[_REVISION] < _LIMIT:
         words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
         words[_REVISION] = now
     words[_REVISION] = max(words[_REVISION], now)

@@ -5,6 +5,7 @@ import asyncio
 import fcntl
 import gc
 import os
+import shutil
 import sqlite3
 import stat
 import sys
@@ -468,6 +469,29 @@ async def test_traffic_survives_many_deletions(database: Path) -> None:
             assert sum(s.interaction_count for s in found if s is not None) == acknowledged
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("touches_it", [True, False])
+@pytest.mark.parametrize("how", ["copied", "moved"])
+async def test_an_old_copy_of_it_brings_no_hit_back_for_long(
+    database: Path, how: str, touches_it: bool
+) -> None:
+    """After the next write no row counts that was kept under the words of the copy."""
+    copy = database.with_name("copy")
+    async with quiet(database) as one, quiet(database) as two:
+        id_, own = await one.create_session("lina"), await one.create_session("ben")
+        assert await is_active(one, id_)
+        shutil.copy(lock_of(database), copy)
+        assert await two.update_session(id_, {"step": 1})
+        assert await one.update_activity(own)
+        if how == "copied":
+            shutil.copyfile(copy, lock_of(database))
+        else:
+            copy.rename(lock_of(database))
+        assert await one.update_activity(id_ if touches_it else own)
+        session = await one.get_session(id_)
+        assert session is not None
+        assert session.data == {"step": 1}
 
 
 @pytest.mark.parametrize("moment", ["open", "write"])
