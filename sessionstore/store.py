@@ -76,9 +76,10 @@ def merge_session(
         merged_metadata = {**json.loads(rows[0].metadata), **json.loads(metadata)}
         parameters["data"] = dump_object("data", merged, max_bytes)
         parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
-    except InvalidArgumentError:
-        raise
-    except (TypeError, ValueError, RecursionError):  # of another program, and quoted by the error
+    except (TypeError, ValueError, RecursionError) as error:  # which quotes what it could not read
+        is_half = isinstance(error.__context__, UnicodeError)  # a lone surrogate, and not a new one
+        if isinstance(error, InvalidArgumentError) and not is_half:
+            raise
         raise StorageError("the session holds JSON that cannot be handled; mend the row") from None
     connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
     return _change(connection, queries.UPDATE_SESSION_DATA, parameters)

@@ -432,13 +432,17 @@ async def test_an_odd_id_harms_no_other_caller(sessions: SessionManager, databas
     assert [session and session.id for session in found] == [None, good, "abc"]
 
 
+@pytest.mark.parametrize("document", ['{"a": 1e999}', '{"a": "\\ud83d"}', '{"\\udc00": 1}'])
 async def test_foreign_json_that_cannot_be_merged_is_a_storage_error(
-    sessions: SessionManager, database: Path
+    sessions: SessionManager, database: Path, document: str
 ) -> None:
-    """A number beyond all floats, as only another program writes, is not the caller's fault."""
+    """A number beyond all floats, or half a character, as only another program writes.
+
+    It is not the caller's fault.
+    """
     id_ = await sessions.create_session("lina")
     with closing(sqlite3.connect(database)) as shell, shell:
-        shell.execute("UPDATE sessions SET data = '{\"a\": 1e999}' WHERE id = ?", [id_])
+        shell.execute("UPDATE sessions SET data = ? WHERE id = ?", [document, id_])
     words = "^the session holds JSON that cannot be handled; mend the row$"
     with pytest.raises(StorageError, match=words):
         await sessions.update_session(id_, {"b": 1})
