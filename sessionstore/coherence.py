@@ -37,17 +37,16 @@ deletion and the next write job of anybody who has the old file.
 The file may be cut off or overwritten. The system then kills (SIGBUS) who touches what is beyond
 its end, as it does with SQLite's own index of the WAL, and no check can come before each load; but
 the next write job of anybody gives the file its length again. A revision that was overwritten goes
-on from the time, or from what this process has reached. An old copy that is put in its place brings
-old words back, and hits with them. Who wrote or swept after the copy was made sees that at the next
-write or sweep, by the revision, and gives all slots a new word.
+on from the time, or from what this process has reached. An old copy in its place brings old words
+back, and hits with them, until the next write or sweep of who wrote after the copy was made.
 
 What is assumed. Nobody puts an old copy of the file in its place while the database is in use: who
-opens the database next raises the revision to the time, and nobody sees what it was any more.
-A local file system: flock and shared mappings are coherent on it, and not on NFS.
-An aligned 64-bit store or load is one machine instruction on x86-64 and arm64, so words are never
-torn. A store is visible to other processors before the system calls that follow it, COMMIT's among
-them, have returned: x86-64 keeps stores in order, and on arm64 the kernel's locks, and the barriers
-of SQLite's WAL index, order them. Between threads, the GIL does.
+opens it next raises the revision to the time, and nobody sees what it was. A local file system:
+flock and shared mappings are coherent on it, and not on NFS. An aligned 64-bit store or load is one
+machine instruction on x86-64 and arm64, so words are never torn. A store is visible to other
+processors before the system calls that follow it, COMMIT's among them, have returned: x86-64 keeps
+stores in order, and on arm64 the kernel's locks, and the barriers of SQLite's WAL index, order
+them. Between threads, the GIL does.
 
 A ":memory:" database has no file: its words are memory of the process, and its one thread is its
 lock. Nothing is known here of sessions, SQL or the cache.
@@ -74,6 +73,7 @@ except ImportError:  # Windows: one process at a time may have the file open
     fcntl = None  # type: ignore[assignment]
 
 SLOTS = 65_536
+SHARED_FOR = 0.1  # seconds for which a write of another process lets us expect more of them
 _SIZE = 8 * (SLOTS + 1)
 _REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
 _LIMIT = 2**58  # what is not below it is no revision
@@ -95,6 +95,7 @@ class Coherence:
         self._descriptor = -1
         self._identity = (-1, -1)  # of the file behind the descriptor: its device and inode
         self._revision = 0  # of the last write job of this process
+        self._shared_at = 0.0  # when a write of another process was last noticed
         self._is_whole = False  # whether the file was long enough when it was last looked at
         self.words = _words_in_memory() if database is None else _NO_WORDS
 
@@ -109,6 +110,11 @@ class Coherence:
         """Whether there is a file that was locked before."""
         return self._descriptor >= 0
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process seems to be writing at this time."""
+        return time.monotonic() - self._shared_at > SHARED_FOR
+
     def word(self, slot: int) -> int:
         """Return the slot's word as it is now, to be noted before a SELECT."""
         return self.words[slot]
@@ -118,13 +124,12 @@ class Coherence:
         return self.words[slot] == word and not word & 1
 
     def begin(self, slots: Iterable[int]) -> dict[int, int]:
-        """Mark the slots as in flight, and return their words of before.
-
-        Call it with the lock held, before COMMIT.
-        """
+        """Mark the slots as in flight, with the lock held; return their words of before."""
         known = self.words[_REVISION]
         if not 0 < known < _LIMIT:  # the file was overwritten
             known = _now()
+        if known != self._revision:
+            self._shared_at = time.monotonic()
         if known < self._revision:  # an old file was copied over it, and brings old words back
             self.words[:SLOTS] = _IN_FLIGHT
             slots = range(SLOTS)
@@ -259,7 +264,7 @@ def _wait_for(descriptor: int, turn: Turn) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        turn.waiting = True
+        turn.wait()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         turn.waiting = False
 

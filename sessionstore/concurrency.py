@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 from .errors import StoreClosedError
 
+CROWD = 32  # items that are worth a batch beside another one
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -60,7 +62,8 @@ class Batcher(Generic[Item, Result]):
 
     There is no timer: a batch takes what has gathered while the one before it ran. `begin` gets the
     items, for how many seconds all of them have been waiting, and what to call when the batch has
-    ended, and returns at once.
+    ended, and returns at once. While batches may overlap, many callers are served as two crowds:
+    the batch of one runs while the other one's results are handed out.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Batcher(Generic[Item, Result]):
         *,
         batch_limit: int = 500,
         queue_limit: int = 10_000,
+        may_overlap: Callable[[], bool] = lambda: False,
     ) -> None:
         self._begin = begin
         self._loop = asyncio.get_running_loop()
@@ -77,7 +81,9 @@ class Batcher(Generic[Item, Result]):
         self._door = asyncio.Lock()  # only its holder may enter a queue that was full
         self._has_room = asyncio.Event()
         self._queue: deque[Queued[Item, Result]] = deque()
-        self._is_busy = False
+        self._may_overlap = may_overlap
+        self._under_way = 0  # batches
+        self._is_scheduled = False  # whether _next is about to be called
         self._idle: asyncio.Future[None] | None = None  # what close() waits for
         self._closed = False
 
@@ -93,7 +99,7 @@ class Batcher(Generic[Item, Result]):
     async def close(self) -> None:
         """Refuse new items, and return when all that were accepted have their results."""
         self._closed = True
-        if self._is_busy:
+        if self._under_way or self._is_scheduled:
             if self._idle is None:
                 self._idle = self._loop.create_future()
             await finish(self._idle)
@@ -111,32 +117,46 @@ class Batcher(Generic[Item, Result]):
             raise StoreClosedError("the store was closed while this call waited for its turn")
         future: asyncio.Future[Result] = self._loop.create_future()
         self._queue.append((item, future, self._loop.time()))
-        if not self._is_busy:
-            self._is_busy = True
-            self._loop.call_soon(self._next)
+        if not self._under_way or len(self._queue) == CROWD:
+            self._schedule()
         return future
 
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._next)
+
     def _next(self) -> None:
-        """Begin the next batch, or come to rest."""
-        while self._queue:
-            batch = self._take()
+        """Begin what may begin, or come to rest."""
+        self._is_scheduled = False
+        while count := self._count():
+            batch = self._take(count)
             if not batch:
                 continue
+            self._under_way += 1
             try:
                 waited = self._loop.time() - batch[-1][2]
                 items = [item for item, _, _ in batch]
                 self._begin(items, waited, partial(self._finish, batch))
             except Exception as error:
+                self._under_way -= 1
                 _resolve_all(batch, [error] * len(batch))
-                continue
-            return
-        self._is_busy = False
-        if self._idle is not None:
+        if not self._under_way and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _take(self) -> "list[Queued[Item, Result]]":
+    def _count(self) -> int:
+        """Return how many items the next batch takes; 0 where there is none, or it must wait."""
+        count = len(self._queue)
+        if count >= CROWD and self._under_way < 2 and self._may_overlap():
+            if not self._under_way and count >= 2 * CROWD:
+                count = (count + 1) // 2
+        elif self._under_way:
+            return 0
+        return min(count, self._batch_limit)
+
+    def _take(self, count: int) -> "list[Queued[Item, Result]]":
         """Take the next batch off the queue, without the items whose callers have given up."""
-        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_limit))]
+        taken = [self._queue.popleft() for _ in range(count)]
         self._has_room.set()
         return [queued for queued in taken if not queued[1].done()]
 
@@ -145,12 +165,13 @@ class Batcher(Generic[Item, Result]):
         batch: "list[Queued[Item, Result]]",
         outcome: Outcome[Sequence[Result | Exception]],
     ) -> None:
+        self._under_way -= 1
         try:
             _resolve_all(batch, outcome())
         except BaseException as error:
             _resolve_all(batch, [error] * len(batch))
         # The callers go on first, so that what they submit now is in the next batch.
-        self._loop.call_soon(self._next)
+        self._schedule()
 
 
 def _resolve_all(

@@ -30,8 +30,24 @@ class Turn:
     def __init__(self, patience: float) -> None:
         self.patience = patience  # seconds
         self.waiting = False  # for a lock, without need of the GIL
+        self.before: Job[Any] | None = None  # whose end is still to be announced
         self._decided = threading.Lock()
         self._claimed = False
+
+    def wait(self) -> None:
+        """Say that a lock is waited for. For the job."""
+        self.waiting = True
+        self.announce()
+
+    def announce(self) -> None:
+        """Announce the end of the job before, if that is still to be done. For the job.
+
+        Best right before SQLite works for long: it lets go of the GIL, so that the event loop can
+        serve the callers of that job meanwhile. Without this, each would wait for the other.
+        """
+        before, self.before = self.before, None
+        if before is not None:
+            before.announce()
 
     def claim(self) -> None:
         """Begin for good; raise StoreBusyError where nobody waits any more. For the job."""
@@ -69,7 +85,8 @@ class Errand:
 class Job(Generic[Result]):
     """One function, its outcome, and the guard.
 
-    The outcome goes to `on_end`, in the event loop; nothing is held on to after that.
+    The outcome goes to `on_end`, in the event loop; nothing is held on to after that. Its end is
+    announced to the event loop by itself, or by the next job if that one offers to.
     """
 
     def __init__(
@@ -78,8 +95,12 @@ class Job(Generic[Result]):
         on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
         before: "Job[Any] | None" = None,
+        announces: bool = False,
     ) -> None:
-        """Take the function, its turn if it needs a lock, and the job before it on the thread."""
+        """Take the function, its turn if it needs a lock, and the job before it on the thread.
+
+        A job that announces has its turn announce the end of the one before.
+        """
         self._before = before
         self._loop = asyncio.get_running_loop()
         self._function = function
@@ -87,16 +108,31 @@ class Job(Generic[Result]):
         self._turn = turn
         self._deadline = self._loop.time() + turn.patience if turn is not None else None
         self._has_ended = False
+        self._outcome: Outcome[Result] | None = None  # while it is not announced
+        self._is_announced_by_next = False
+        if announces and turn is not None and before is not None:
+            turn.before = before
+            before._is_announced_by_next = True
         self._done = threading.Lock()
         self._done.acquire()
         self._guard = self._loop.call_later(GUARD_DELAY, self._watch)
 
     def run(self) -> None:
         """Run on the connection's thread."""
-        with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
-            self._loop.call_soon_threadsafe(self._settle, self._run())
+        self._outcome = self._run()
+        if self._turn is not None:
+            self._turn.announce()
+        if not self._is_announced_by_next:
+            self.announce()
         self._has_ended = True
         self._done.release()
+
+    def announce(self) -> None:
+        """Tell the event loop of the outcome, once. For the connection's thread."""
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            with suppress(RuntimeError):  # the event loop was closed: nobody waits for the outcome
+                self._loop.call_soon_threadsafe(self._settle, outcome)
 
     @property
     def is_under_way(self) -> bool:

@@ -106,11 +106,12 @@ class SessionManager(Lifecycle):
 
         Returns True if the session is still active; False if it is not there, ended or timed out.
         """
-        cutoffs = self._expiry.cutoffs(self._begin())
+        now = self._begin()
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return False
-        change = await self._writer.submit(store.touch_session, checked_id, cutoffs, durable=False)
+        touch = (checked_id, self._expiry, now)
+        change = await self._writer.submit_jointly(store.touch_sessions, *touch, durable=False)
         return change.touched is not None
 
     async def update_session(

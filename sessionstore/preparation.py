@@ -72,6 +72,7 @@ def prepare_writer(connection: sqlite3.Connection, turn: Turn, path: str, now: s
     """Bring the file to today's schema and to WAL."""
     turn.claim()
     connection.execute(queries.SET_SECURE_DELETE)
+    connection.execute(queries.SET_PAGE_SIZE)
     migrations.migrate(connection, path, now)
     # After the migration: setting WAL changes the file, and one that is refused stays as it was.
     if _set_wal(connection, turn) not in ("wal", "memory"):

@@ -20,12 +20,16 @@ _LIVE = """status = 'active'
 # read all active ones. Without figures from ANALYZE it would do so for the first half, too, hence
 # INDEXED BY. Those of the second half have timed out; of the first, those that _LIVE leaves out.
 _FROM_DUE = """FROM sessions INDEXED BY idx_sessions_activity
- WHERE status = 'active'
-   AND swept_activity <= :idle_cutoff"""
+ WHERE status = 'active' AND swept_activity <= :idle_cutoff"""
 _FROM_PAST_LIFETIME = """FROM sessions INDEXED BY idx_sessions_status
- WHERE status = 'active'
-   AND started_at <= :lifetime_cutoff
+ WHERE status = 'active' AND started_at <= :lifetime_cutoff
    AND +swept_activity > :idle_cutoff"""
+
+# The sessions in which an activity at a moment of json_each counts as it stands.
+_AT_MOMENT = f"""sessions.id = key
+   AND last_activity <= value
+   AND length(swept_activity) <> 25
+   AND {_LIVE}"""
 
 # -- Transactions and settings ---------------------------------------------------------------------
 
@@ -35,8 +39,9 @@ COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 
 SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
-SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the WAL restarts
-SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 3000"  # pages; well below the limit
+SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 33554432"  # bytes, when the WAL restarts
+SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 6000"  # pages; well below the limit
+SET_PAGE_SIZE = "PRAGMA page_size = 2048"  # bytes, of a new file: an activity writes one page
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_SECURE_DELETE = "PRAGMA secure_delete = ON"  # what is erased is overwritten with zeros
 SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever holds data
@@ -61,16 +66,29 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
         :interaction_count, :last_activity)
 """
 
-# Serves update_activity. By primary key; the status and the two cutoffs keep what has ended or
-# timed out from coming back. max(): last_activity never moves backwards. :latest is :now first,
-# which passes by what is ahead of the clock or marked (below); then a time after all others. The
-# row is not returned: that would cost as much as the update, and SessionRow.touched knows it.
+# Serves update_activity, first part: many calls at once, {id: now}, since one statement hands the
+# GIL over once. By primary key; without INDEXED BY, SQLite might read all active sessions. What is
+# ahead of the clock, or marked (below), is left to the second part. SessionRow.touched knows rows.
+UPDATE_SESSIONS_ACTIVITY = f"""
+UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
+   SET last_activity     = value,
+       interaction_count = interaction_count + 1
+  FROM json_each(:moments) WHERE {_AT_MOMENT}
+"""
+
+# Which those were, where there were fewer than moments: they fulfil the condition still.
+SELECT_SESSIONS_TOUCHED = f"""
+SELECT sessions.id
+  FROM sessions INDEXED BY sqlite_autoindex_sessions_1, json_each(:moments) WHERE {_AT_MOMENT}
+"""
+
+# The same for one call: first with :now as :latest, then with a time after all others, which takes
+# the second part along. By primary key. max(): last_activity never moves backwards.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
- WHERE id = :id
-   AND last_activity <= :latest
+ WHERE id = :id AND last_activity <= :latest
    AND (:latest <> :now OR length(swept_activity) <> 25)
    AND {_LIVE}
 """
@@ -80,8 +98,7 @@ UPDATE sessions
 UPDATE_SESSION_MARKED = """
 UPDATE sessions
    SET swept_activity = iif(last_activity > :now, substr(:now, 1, 25), last_activity)
- WHERE id = :id
-   AND length(swept_activity) = 25
+ WHERE id = :id AND length(swept_activity) = 25
    AND (:lifetime_cutoff = '' OR started_at <= :now)
 """
 
@@ -151,11 +168,7 @@ RETURNING {_COLUMNS}
 
 # Serves the sweep, third part, in the same transaction: those that are alive come due again when
 # they may have timed out. By primary key, one by one: json_each would cut an id that holds a NUL.
-UPDATE_SESSION_SWEPT = """
-UPDATE sessions
-   SET swept_activity = last_activity
- WHERE id = :id
-"""
+UPDATE_SESSION_SWEPT = "UPDATE sessions SET swept_activity = last_activity WHERE id = :id"
 
 # Serves the background sweep. idx_sessions_activity finds what is ahead of the clock, that is from
 # before it was set back. The mark is the time without its last digit, and comes due like any other.
@@ -168,18 +181,13 @@ UPDATE sessions
 """
 
 # Serves delete_session. By primary key, whatever the status.
-DELETE_SESSION = """
-DELETE FROM sessions
- WHERE id = :id
-RETURNING id
-"""
+DELETE_SESSION = "DELETE FROM sessions WHERE id = :id RETURNING id"
 
 # Serves purge_ended_sessions, in short transactions. idx_sessions_ended_at finds the oldest.
 DELETE_SESSIONS_ENDED_BEFORE = """
 DELETE FROM sessions
  WHERE id IN (SELECT id
-                FROM sessions
-               WHERE ended_at <= :cutoff
+                FROM sessions WHERE ended_at <= :cutoff
                ORDER BY ended_at LIMIT :limit)
 RETURNING id
 """
@@ -221,12 +229,9 @@ _OF_CHILD = f"""SELECT {_COLUMNS} FROM sessions WHERE child_id = :child_id AND s
 # Serves get_sessions_for_child. SQLite reads idx_sessions_child_id backwards for each status and
 # merges the four, no further than the limit asks.
 SELECT_SESSIONS_BY_CHILD = f"""
-{_OF_CHILD} 'active'
-UNION ALL
-{_OF_CHILD} 'ended'
-UNION ALL
-{_OF_CHILD} 'timeout'
-UNION ALL
+{_OF_CHILD} 'active' UNION ALL
+{_OF_CHILD} 'ended' UNION ALL
+{_OF_CHILD} 'timeout' UNION ALL
 {_OF_CHILD} 'error'
  ORDER BY started_at DESC, id DESC
  LIMIT :limit
@@ -248,8 +253,7 @@ SELECT {_COLUMNS}
 # triggers keep, a few for each day; the second what has come due since the last sweep.
 COUNT_SESSIONS_BY_STATUS = """
 SELECT status, sum(sessions), sum(iif(day >= :today, sessions, 0))
-  FROM sessionstore_counts
- GROUP BY status
+  FROM sessionstore_counts GROUP BY status
 """
 
 COUNT_SESSIONS_TIMED_OUT = f"""
@@ -265,8 +269,7 @@ SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(),
 SELECT_TABLES = """
 SELECT lower(name), type
   FROM sqlite_master
- WHERE lower(name) IN ('sessions', 'sessionstore_migrations')
-   AND type <> 'trigger'
+ WHERE lower(name) IN ('sessions', 'sessionstore_migrations') AND type <> 'trigger'
 """
 
 CREATE_MIGRATIONS = """
@@ -288,10 +291,7 @@ SELECT_SESSIONS_COLUMNS = "SELECT name FROM pragma_table_info('sessions')"
 
 # The rows wait in a temporary table while sessions is made anew under its own name: a rename would
 # drag the host project's views and references along, and the old indexes' names would be taken.
-CREATE_PREDECESSOR_ROWS = """
-CREATE TEMPORARY TABLE predecessor_sessions AS
-SELECT * FROM main.sessions
-"""
+CREATE_PREDECESSOR_ROWS = "CREATE TEMP TABLE predecessor_sessions AS SELECT * FROM main.sessions"
 
 DROP_SESSIONS = "DROP TABLE main.sessions"
 

@@ -100,7 +100,8 @@ class Reader:
             return
         row, _, _, slot, word = cached
         if word == commit.words_before.get(slot) or session_id in kept:
-            self._keep(self._as_cached(row.touched(moment), slot, commit.word))
+            # Also where a batch after this one was committed already: its own touch comes next.
+            self._cache.put(session_id, self._as_cached(row.touched(moment), slot, commit.word))
             kept.add(session_id)
 
     async def notice_foreign_commits(self) -> None:

@@ -9,7 +9,7 @@ cache, no clock: `cutoffs` and `now` come from the caller's one reading of the c
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import queries
@@ -39,10 +39,36 @@ def insert_session(connection: sqlite3.Connection, row: SessionRow) -> Change:
     return Change(rows=[row])
 
 
-def touch_session(
+def touch_sessions(
+    connection: sqlite3.Connection, touches: Sequence[tuple[str, Expiry, int]]
+) -> list[Change]:
+    """Move last_activity of live sessions to now and count an interaction, for each touch.
+
+    A touch is a session's id, the expiry, which is the same for all, and its own now.
+    """
+    _, expiry, now = touches[0]
+    if len(touches) == 1:
+        return [_touch_session(connection, touches[0][0], expiry.cutoffs(now))]
+    moments = {id_: micros_to_text(now) for id_, _, now in reversed(touches)}
+    parameters = expiry.cutoffs(max([now for _, _, now in touches]))
+    parameters["moments"] = json.dumps(moments)
+    done = set(moments)
+    if connection.execute(queries.UPDATE_SESSIONS_ACTIVITY, parameters).rowcount < len(moments):
+        rows = connection.execute(queries.SELECT_SESSIONS_TOUCHED, parameters)
+        done = {id_ for (id_,) in rows.fetchall()}
+    changes = []
+    for id_, _, now in touches:
+        if id_ in done:
+            done.remove(id_)  # the next touch of the same session is one by itself
+            changes.append(Change((), id_, moments[id_]))
+        else:
+            changes.append(_touch_session(connection, id_, expiry.cutoffs(now)))
+    return changes
+
+
+def _touch_session(
     connection: sqlite3.Connection, session_id: str, cutoffs: Mapping[str, str]
 ) -> Change:
-    """Move last_activity of a live session to now and count an interaction."""
     parameters = {"id": session_id, "latest": cutoffs["now"], **cutoffs}
     if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
         parameters["latest"] = _ANY_TIME  # it may be ahead of the clock, or marked

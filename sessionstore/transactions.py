@@ -42,6 +42,8 @@ def transaction(
         if turn is not None:
             turn.claim()
         yield
+        if turn is not None:
+            turn.announce()
         connection.execute(queries.COMMIT)
     except BaseException:
         if connection.in_transaction:  # on a full disk, say, SQLite has rolled back by itself
@@ -57,7 +59,7 @@ def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> Non
         except sqlite3.OperationalError as error:
             if not is_busy(error) or turn is None or turn.is_over:
                 raise
-            turn.waiting = True
+            turn.wait()
     if turn is not None:
         turn.waiting = False
 

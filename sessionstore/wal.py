@@ -14,7 +14,7 @@ from .files import size_at
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 16_777_216  # bytes; queries.SET_JOURNAL_SIZE_LIMIT has it, too
+LIMIT = 33_554_432  # bytes; queries.SET_JOURNAL_SIZE_LIMIT has it, too
 
 
 class WriteAheadLog:

@@ -10,6 +10,8 @@ known here of what an operation does.
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVarTuple
 
 from . import queries
@@ -43,9 +45,13 @@ class Change(NamedTuple):
 NO_CHANGE = Change()
 
 
-# A write on its way: the function, its arguments, and whether it must survive a power cut, or a
-# crash of the process only.
-Operation = tuple[Callable[..., Change], tuple[Any, ...], bool]
+class Operation(NamedTuple):
+    """A write on its way."""
+
+    apply: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    durable: bool  # whether it must survive a power cut, or a crash of the process only
+    jointly: bool  # whether `apply` takes the arguments of several at once
 
 
 class Commit(NamedTuple):
@@ -66,7 +72,10 @@ class Writer:
     ) -> None:
         self._database = database
         self._on_commit = on_commit
-        self._batcher = Batcher[Operation, Change](self._begin)
+        # Two batches under way would leave the lock free too shortly for another process.
+        self._batcher = Batcher[Operation, Change](
+            self._begin, may_overlap=lambda: database.coherence.is_alone
+        )
 
     def submit(
         self,
@@ -78,7 +87,16 @@ class Writer:
 
         Cancelling the caller leaves it open whether the write happens.
         """
-        return self._batcher.submit((apply, arguments, durable))
+        return self._batcher.submit(Operation(apply, arguments, durable, jointly=False))
+
+    def submit_jointly(
+        self,
+        apply: Callable[[sqlite3.Connection, list[tuple[*Arguments]]], list[Change]],
+        *arguments: *Arguments,
+        durable: bool,
+    ) -> Awaitable[Change]:
+        """Commit one operation of a kind that is applied to many at once, like any other one."""
+        return self._batcher.submit(Operation(apply, arguments, durable, jointly=True))
 
     async def close(self) -> None:
         """Commit what was accepted, and refuse the rest."""
@@ -90,6 +108,7 @@ class Writer:
             operations,
             self._database.coherence,
             waited=waited,
+            announces=True,
             on_end=lambda outcome: finish(partial(self._conclude, outcome)),
         )
 
@@ -132,12 +151,12 @@ def _commit_together(
     connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
 ) -> Commit:
     """Run the operations in one transaction, with the slots in flight round its COMMIT."""
-    durable = any(durable for _, _, durable in operations)
+    durable = any(operation.durable for operation in operations)
     connection.execute(queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL)
     words_before: dict[int, int] = {}
     try:
         with transaction(connection, turn):
-            results = [_apply(connection, operation) for operation in operations]
+            results = _apply_all(connection, turn, operations)
             changes = [result for result in results if isinstance(result, Change)]
             words_before = coherence.begin(slot for change in changes for slot in change.slots())
     finally:
@@ -145,9 +164,25 @@ def _commit_together(
     return Commit(results, word, words_before)
 
 
-def _apply(connection: sqlite3.Connection, operation: Operation) -> Change | Exception:
+def _apply_all(
+    connection: sqlite3.Connection, turn: Turn, operations: list[Operation]
+) -> list[Change | Exception]:
+    """Apply the operations in their order, those of a joint kind that come together at once."""
+    results: list[Change | Exception] = []
+    for (apply, jointly), run in groupby(operations, key=attrgetter("apply", "jointly")):
+        calls = [operation.arguments for operation in run]
+        if jointly:
+            turn.announce()
+            results += apply(connection, calls)
+        else:
+            results += [_apply(connection, apply, arguments) for arguments in calls]
+    return results
+
+
+def _apply(
+    connection: sqlite3.Connection, apply: Callable[..., Change], arguments: tuple[Any, ...]
+) -> Change | Exception:
     """Apply an operation. One that refuses does so before it writes: there is nothing to undo."""
-    apply, arguments, _ = operation
     try:
         return apply(connection, *arguments)
     except SessionStoreError as refusal:

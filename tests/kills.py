@@ -218,7 +218,7 @@ def commit_late() -> None:
         if connection.in_transaction:
             connection.execute(queries.COMMIT)
         connection.execute(queries.BEGIN_WRITE)
-        return [writer.Commit([writer._apply(connection, each) for each in operations])]
+        return [writer.Commit(writer._apply_all(connection, turn, operations))]
 
     writer._commit_batch = commit_before
 

@@ -106,7 +106,7 @@ def mark_commits(marks: Marks) -> None:
         commit = commit_together(connection, turn, operations, coherence)
         done = [
             [apply.__name__, None if apply.__name__ in ALL_AT_ONCE else _id_in(found)]
-            for (apply, found, _), result in zip(operations, commit.results, strict=True)
+            for (apply, found, *_), result in zip(operations, commit.results, strict=True)
             if isinstance(result, writer.Change) and result.slots()  # it has changed something
         ]
         marks.say("commit", digest=digest(connection), done=done)
@@ -215,7 +215,7 @@ class Play:
                 self._acknowledge("purge_sessions", None)
 
     async def _touch(self, sessions: SessionManager, id_: str) -> None:
-        await self._tell("touch_session", id_, sessions.update_activity(id_))
+        await self._tell("touch_sessions", id_, sessions.update_activity(id_))
 
     async def _tell(self, name: str, id_: str, call: Coroutine[Any, Any, bool]) -> None:
         if await call:

@@ -4,13 +4,17 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sessionstore import SessionManager, store
+from sessionstore import coherence as coherence_module
 from sessionstore.coherence import SLOTS, Coherence, slot_of
+from sessionstore.jobs import Turn
 from sessionstore.times import micros_to_text
 from sessionstore.writer import Change, Commit
 
@@ -44,6 +48,34 @@ def test_words_are_made_of_the_revision() -> None:
     assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, flying - 1, flying + 2]
     assert coherence.settle([8]) == flying + 1
     assert [coherence.word(slot) for slot in (6, 7, 8)] == [0, flying - 1, flying + 1]
+
+
+def test_who_notices_the_write_of_another_process_is_not_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is who has just opened the file: who was there before is not known."""
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns)
+    monkeypatch.setattr(coherence_module, "time", clock)
+    one, other = Coherence(str(tmp_path / "a.db")), Coherence(str(tmp_path / "a.db"))
+
+    def write(coherence: Coherence) -> bool:
+        with coherence.hold(Turn(1.0)):
+            coherence.settle(coherence.begin([7]))
+        return coherence.is_alone
+
+    assert not write(one)
+    now += 0.09
+    assert not write(one)
+    now += 0.02
+    assert write(one)
+    assert not write(other)
+    assert one.is_alone  # for all that it has noticed
+    assert not write(one)
+    now += 0.11
+    assert write(one)
+    for each in (one, other):
+        each.close()
 
 
 def test_the_slot_of_a_session_is_stable() -> None:

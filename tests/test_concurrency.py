@@ -2,13 +2,14 @@
 """Waiting that cancellation cannot tear apart, and the batching of calls."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 import pytest
 
 from sessionstore import StoreClosedError
-from sessionstore.concurrency import Batcher, Finish, finish
+from sessionstore.concurrency import CROWD, Batcher, Finish, finish
 
 
 class Gate:
@@ -182,3 +183,59 @@ async def test_nobody_can_cancel_the_batches(steps: int) -> None:
     assert await batcher.submit(7) == 7
     await asyncio.gather(*calls, return_exceptions=True)
     await batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("callers", "begun"),
+    [(CROWD - 1, [31]), (2 * CROWD - 1, [63]), (2 * CROWD, [32, 32]), (101, [51, 50])],
+)
+async def test_a_crowd_is_served_as_two(callers: int, begun: list[int]) -> None:
+    """Where batches may overlap, many go in two that are under way together, and few in one."""
+    gate = Gate()
+    batcher = Batcher[int, int](gate.begin, may_overlap=lambda: True)
+    calls = [asyncio.create_task(call(batcher, number)) for number in range(callers)]
+    await settle()
+    assert [len(batch) for batch in gate.batches] == begun
+    gate.open.set()
+    assert await asyncio.gather(*calls) == [2 * number for number in range(callers)]
+    assert list(chain(*gate.batches)) == list(range(callers))
+
+
+async def test_close_waits_for_both_batches() -> None:
+    """Which of the two is the last to end does not matter."""
+    finishing: list[Callable[[], None]] = []
+
+    def begin(items: list[int], _: float, finish: Finish[int]) -> None:
+        finishing.append(partial(finish, lambda: items))
+
+    batcher = Batcher[int, int](begin, may_overlap=lambda: True)
+    calls = [asyncio.create_task(call(batcher, number)) for number in range(2 * CROWD)]
+    await settle()
+    closing = asyncio.create_task(batcher.close())
+    for end in finishing:
+        await settle()
+        assert not closing.done()
+        end()
+    await closing
+    assert await asyncio.gather(*calls) == list(range(2 * CROWD))
+
+
+@pytest.mark.parametrize("may_overlap", [True, False])
+async def test_who_comes_later_waits_for_a_crowd_or_for_the_end(may_overlap: bool) -> None:
+    """Beside a batch a second one begins as soon as there is a crowd, if at all; never a third."""
+    gate = Gate()
+    batcher = Batcher[int, int](gate.begin, may_overlap=lambda: may_overlap)
+    calls = [asyncio.create_task(call(batcher, 0))]
+    await settle()
+    for number in range(1, 3 * CROWD):
+        calls.append(asyncio.create_task(call(batcher, number)))
+        await settle()
+    begun = [1, CROWD] if may_overlap else [1]
+    assert [len(batch) for batch in gate.batches] == begun
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    assert not closing.done()
+    gate.open.set()
+    assert await asyncio.gather(*calls) == [2 * number for number in range(3 * CROWD)]
+    await closing
+    assert list(chain(*gate.batches)) == list(range(3 * CROWD))

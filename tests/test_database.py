@@ -7,6 +7,7 @@ import ntpath
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,6 +104,59 @@ async def test_after_close_jobs_are_refused(tmp_path: Path) -> None:
     for connection in (opened.reader, opened._writer):
         with pytest.raises(StoreClosedError):
             await connection.run(lambda _: 1)
+
+
+@pytest.mark.parametrize("ending", ["announces", "waits for a lock", "forgets", "fails"])
+async def test_the_next_job_announces_the_end_of_the_one_before(
+    tmp_path: Path, ending: str
+) -> None:
+    """Where it offers to do so: when it says that a long time begins, and at its end at the latest.
+
+    Meanwhile the callers of the first one go on, though the second one is still under way.
+    """
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    queued, heard, ended = threading.Event(), threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def first(*_: object) -> str:
+        assert queued.wait(10)
+        return "first"
+
+    def second(_: sqlite3.Connection, turn: jobs.Turn) -> str:
+        ended.set()
+        time.sleep(0.02)  # time to tell of the first one, if it were not left to this one
+        assert told == []
+        if ending == "fails":
+            raise StorageError("second")
+        if ending != "forgets":
+            (turn.wait if ending == "waits for a lock" else turn.announce)()
+            assert heard.wait(10)
+        return "second"
+
+    def tell(outcome: Callable[[], str]) -> None:
+        try:
+            told.append(outcome())
+        except StorageError as error:
+            told.append(str(error))
+        heard.set()
+
+    opened.begin_write(first, on_end=tell)
+    opened.begin_write(second, on_end=tell, announces=True)
+    queued.set()
+    await opened.close()
+    assert ended.is_set()
+    assert told == ["first", "second"]
+
+
+async def test_a_job_that_does_not_announce_delays_nobody(tmp_path: Path) -> None:
+    """The end of a job before it is heard of as soon as it has ended."""
+    opened = Database(str(tmp_path / "a.db"))
+    await opened.open(NOW)
+    heard = threading.Event()
+    opened.begin_write(lambda *_: None, on_end=lambda _: heard.set())
+    assert await opened.write(lambda *_: heard.wait(10))
+    await opened.close()
 
 
 def test_a_job_outlives_its_event_loop(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_child_that_survives_its_parent_holds_no_lock(tmp_path: Path, moment: 
         import signal
 
         in_write, forked = threading.Event(), threading.Event()
-        touch = store.touch_session
+        touch = store.touch_sessions
 
         def die_in_write(*arguments):
             touch(*arguments)
@@ -273,7 +273,7 @@ def test_a_child_that_survives_its_parent_holds_no_lock(tmp_path: Path, moment: 
                 id_ = await sessions.create_session("lina")
                 if {moment == "between writes"}:
                     fork_and_wait()
-                store.touch_session = die_in_write
+                store.touch_sessions = die_in_write
                 touching = asyncio.create_task(sessions.update_activity(id_))
                 await asyncio.to_thread(in_write.wait, 10)
                 if {moment == "in a write"}:

@@ -30,6 +30,8 @@ PAST_LIFETIME = "idx_sessions_status (status=? AND started_at<?)"
 # The searches that each statement must make, as patterns of the index with its constraint. It may
 # make no others, but for rows by their id.
 EXPECTED: dict[str, set[str]] = {
+    "UPDATE_SESSIONS_ACTIVITY": {BY_ID},
+    "SELECT_SESSIONS_TOUCHED": {BY_ID},
     "UPDATE_SESSION_ACTIVITY": {BY_ID},
     "UPDATE_SESSION_MARKED": {BY_ID},
     "SELECT_LIVE_SESSION_BY_ID": {BY_ID},

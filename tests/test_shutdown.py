@@ -395,9 +395,9 @@ def cancel_neighbours(patch: pytest.MonkeyPatch) -> None:
     """Have one caller who gives up take its whole batch along."""
     take = Batcher._take
 
-    def take_or_cancel(self: Batcher[Any, Any]) -> Any:
+    def take_or_cancel(self: Batcher[Any, Any], count: int) -> Any:
         has_quitter = any(queued[1].done() for queued in self._queue)
-        batch = take(self)
+        batch = take(self, count)
         for _, future, _ in batch if has_quitter else ():
             future.cancel()
         return batch

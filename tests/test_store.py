@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sessionstore import store
 from sessionstore.migrations import migrate
@@ -16,6 +18,8 @@ from sessionstore.times import micros_to_text
 NOON = 1_700_049_600_000_000  # 2023-11-15 12:00:00 UTC, in microseconds
 SECOND = 1_000_000
 EXPIRY = Expiry(60 * SECOND)
+LIMITED = Expiry(60 * SECOND, max_lifetime=100 * SECOND)
+IDS = ["plain", 'a"b', "a\\u0022", "{}", "łódka", "🙂", "not there"]  # as JSON has them, and not
 
 
 @pytest.fixture
@@ -96,3 +100,63 @@ def test_what_has_timed_out_counts_once_swept_or_not(connection: sqlite3.Connect
     counts = store.count_sessions(connection, EXPIRY.cutoffs(NOON + 61 * SECOND))
     assert counts.by_status == {"active": 1, "ended": 0, "timeout": 4, "error": 0}
     assert counts.started_today == 5
+
+
+def everything(connection: sqlite3.Connection) -> list[tuple[object, ...]]:
+    """Return all rows, swept_activity included."""
+    return connection.execute("SELECT * FROM sessions ORDER BY id").fetchall()
+
+
+def table(kinds: list[str], ages: list[int]) -> sqlite3.Connection:
+    """Return a table with the sessions of IDS, but for the last one, each of a kind and an age."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(connection, ":memory:", micros_to_text(NOON))
+    for id_, kind, age in zip(IDS, kinds, ages, strict=False):
+        add(connection, id_, NOON - age * SECOND)
+        if kind == "ended":
+            store.end_session(connection, id_, "manual", Expiry(10**12).cutoffs(NOON))
+        if kind == "marked":
+            connection.execute(
+                "UPDATE sessions SET swept_activity = ? WHERE id = ?",
+                [micros_to_text(NOON - 20 * SECOND)[:25], id_],
+            )
+    return connection
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["live", "live", "ended", "marked"]), min_size=6, max_size=6),
+    # In seconds; below zero the session is ahead of the clock, and 58 to 62 is about the timeout.
+    ages=st.lists(st.integers(-5, 5) | st.integers(58, 62), min_size=6, max_size=6),
+    touches=st.lists(st.tuples(st.sampled_from(IDS), st.integers(-3, 3)), min_size=2, max_size=12),
+    expiry=st.sampled_from([EXPIRY, LIMITED]),
+)
+@settings(max_examples=300)
+def test_touches_together_are_what_they_are_one_by_one(
+    kinds: list[str], ages: list[int], touches: list[tuple[str, int]], expiry: Expiry
+) -> None:
+    """Live, ended, timed out, ahead, marked or absent, once or often: the rows are the same."""
+    calls = [(id_, expiry, NOON + second * SECOND) for id_, second in touches]
+    with closing(table(kinds, ages)) as together, closing(table(kinds, ages)) as one_by_one:
+        joint = store.touch_sessions(together, calls)
+        single = [store.touch_sessions(one_by_one, [call])[0] for call in calls]
+        assert joint == single
+        assert everything(together) == everything(one_by_one)
+
+
+def test_touching_many_reads_no_others(connection: sqlite3.Connection) -> None:
+    """The steps of SQLite for ten sessions are as many among a thousand as among a hundred."""
+    steps: list[int] = []
+    for count in (100, 1_000):
+        for number in range(len(everything(connection)), count):
+            add(connection, f"{number:036}")
+        calls = [(f"{number:036}", EXPIRY, NOON + SECOND) for number in range(40, 50)]
+        steps.append(0)
+
+        def step() -> int:
+            steps[-1] += 1
+            return 0
+
+        connection.set_progress_handler(step, 1)
+        assert all(change.touched for change in store.touch_sessions(connection, calls))
+        connection.set_progress_handler(None, 1)
+    assert steps[0] == steps[1]

@@ -2,6 +2,7 @@
 """Group commit: one transaction for many, replay after a failure, and what is durable when."""
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -33,13 +34,17 @@ async def trace(sessions: SessionManager) -> list[str]:
     return seen
 
 
-async def test_concurrent_writes_share_a_transaction(database: Path, clock: FakeClock) -> None:
-    """A hundred callers are answered by one COMMIT."""
+@pytest.mark.parametrize(("shared_at", "commits"), [(math.inf, 1), (-math.inf, 2)])
+async def test_concurrent_writes_share_a_transaction(
+    database: Path, clock: FakeClock, shared_at: float, commits: int
+) -> None:
+    """A hundred callers are answered by one COMMIT, or two while no other process writes."""
     async with SessionManager(database, clock=clock) as sessions:
         id_ = await sessions.create_session("lina")
+        sessions._database.coherence._shared_at = shared_at
         seen = await trace(sessions)
-        await asyncio.gather(*(sessions.update_activity(id_) for _ in range(100)))
-        assert seen == ["PRAGMA synchronous = NORMAL", "BEGIN IMMEDIATE", "COMMIT"]
+        assert all(await asyncio.gather(*(sessions.update_activity(id_) for _ in range(100))))
+        assert seen == ["PRAGMA synchronous = NORMAL", "BEGIN IMMEDIATE", "COMMIT"] * commits
 
 
 async def test_a_batch_has_a_limit(database: Path, clock: FakeClock) -> None:
@@ -48,7 +53,7 @@ async def test_a_batch_has_a_limit(database: Path, clock: FakeClock) -> None:
         id_ = await sessions.create_session("lina")
         seen = await trace(sessions)
         await asyncio.gather(*(sessions.update_activity(id_) for _ in range(1_200)))
-        assert seen.count("COMMIT") == 3
+        assert seen.count("COMMIT") == 3  # 500, 500 and 200, overlapping or not
 
 
 async def test_the_queue_has_a_limit(database: Path, clock: FakeClock) -> None:
