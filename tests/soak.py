@@ -37,7 +37,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from sessionstore import SessionManager
+from sessionstore import SessionManager, wal
 
 TASKS = 200  # that live one session after the other
 CHILDREN = 500
@@ -52,7 +52,6 @@ SAMPLES = 400  # at most, and not more often than every quarter of a second
 
 GROWTH = 1.1
 MEGABYTE = 1_000_000
-WAL_LIMIT = 16 * 2**20  # bytes, which the package sets
 
 
 class Sample(NamedTuple):
@@ -85,7 +84,7 @@ MEASURES = {
     "descriptors": Measure("open descriptors", 1, 1),
     "threads": Measure("threads", 1, 0),
     "tasks": Measure("tasks", 1, 5),
-    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, WAL_LIMIT),
+    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, wal.LIMIT),
     "file": Measure("database file, MB", MEGABYTE, MEGABYTE / 10),
     "rows": Measure("rows in the table", 1, 100),
     "cache": Measure("sessions in the cache", 1, 100),

@@ -734,10 +734,13 @@ def test_a_store_of_a_closed_loop_leaves_nothing(tmp_path: Path, calls: int) -> 
 def test_a_thread_that_keeps_its_store_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a thread keeps its last job, and with it the store, the test above sees that."""
+    """Where a thread keeps its last job, and with it the store, the test above sees that.
+
+    Not every time: the last job may be one that ended before the event loop was closed.
+    """
     threads = threading.active_count()
     monkeypatch.setattr(database_module, "Errand", lambda job: job.run)
-    assert abandon_some(tmp_path, 500, stores=1, patience=0.5) != []
+    assert any(abandon_some(tmp_path, 500, stores=1, patience=0.5) for _ in range(5))
     for connection in filter(lambda each: isinstance(each, Connection), gc.get_objects()):
         connection._tx.put_nowait((None, gc.collect))  # it lets go of the job before
     del connection
