@@ -147,11 +147,10 @@ class Batcher(Generic[Item, Result]):
     def _count(self) -> int:
         """Return how many items the next batch takes; 0 where there is none, or it must wait."""
         count = len(self._queue)
-        if count >= CROWD and self._under_way < 2 and self._may_overlap():
-            if not self._under_way and count >= 2 * CROWD:
-                count = (count + 1) // 2
-        elif self._under_way:
+        if self._under_way and (count < CROWD or self._under_way > 1 or not self._may_overlap()):
             return 0
+        if not self._under_way and count >= 2 * CROWD and self._may_overlap():
+            count = (count + 1) // 2
         return min(count, self._batch_limit)
 
     def _take(self, count: int) -> "list[Queued[Item, Result]]":

@@ -35,7 +35,7 @@ class Turn:
         self._claimed = False
 
     def wait(self) -> None:
-        """Say that a lock is waited for. For the job."""
+        """Say that a lock is waited for. For the job; for SQLite's it does so 0.1 s late."""
         self.waiting = True
         self.announce()
 
@@ -85,8 +85,8 @@ class Errand:
 class Job(Generic[Result]):
     """One function, its outcome, and the guard.
 
-    The outcome goes to `on_end`, in the event loop; nothing is held on to after that. Its end is
-    announced to the event loop by itself, or by the next job if that one offers to.
+    The outcome goes to `on_end`, in the event loop; nothing is held on to after that. The end is
+    announced to the event loop by the job itself, or by the next one if that offers to.
     """
 
     def __init__(
@@ -139,6 +139,16 @@ class Job(Generic[Result]):
         """Whether it has not ended yet."""
         return not self._has_ended
 
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether it waits for something else than the end of jobs that work."""
+        job = self._before
+        while job is not None and job.is_under_way:
+            if job._turn is not None and (job._turn.waiting or job._turn.is_over):
+                return True
+            job = job._before
+        return self._before is None or not self._before.is_under_way
+
     def give_up(self) -> bool:
         """Let the callers go, if the job has not claimed its turn; return whether it is so."""
         if self._turn is None or not self._turn.give_up():
@@ -177,7 +187,8 @@ class Job(Generic[Result]):
         the loop would do nothing else. A job that waits for another process needs the GIL only when
         it has got the lock, and cannot say so before it has the GIL: the guard comes rarer.
         """
-        if self._deadline is not None and self._loop.time() > self._deadline and self.give_up():
+        is_over = self._deadline is not None and self._loop.time() > self._deadline
+        if is_over and self._is_held_up and self.give_up():
             return
         if self._before is not None and self._before.is_under_way:
             self._guard = self._loop.call_later(GUARD_DELAY, self._watch)

@@ -25,10 +25,12 @@ _FROM_PAST_LIFETIME = """FROM sessions INDEXED BY idx_sessions_status
  WHERE status = 'active' AND started_at <= :lifetime_cutoff
    AND +swept_activity > :idle_cutoff"""
 
-# The sessions in which an activity at a moment of json_each counts as it stands.
+# Where an activity at a moment counts as it stands. INDEXED BY, the IN and the LIMIT
+# together have SQLite search for each key, though ANALYZE may have seen a table that was small.
+_MOMENTS = "(SELECT key, value FROM json_each(:moments) LIMIT -1)"
 _AT_MOMENT = f"""sessions.id = key
-   AND last_activity <= value
-   AND length(swept_activity) <> 25
+   AND sessions.id IN (SELECT key FROM json_each(:moments))
+   AND last_activity <= value AND length(swept_activity) <> 25
    AND {_LIVE}"""
 
 # -- Transactions and settings ---------------------------------------------------------------------
@@ -66,24 +68,23 @@ VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, 
         :interaction_count, :last_activity)
 """
 
-# Serves update_activity, first part: many calls at once, {id: now}, since one statement hands the
-# GIL over once. By primary key; without INDEXED BY, SQLite might read all active sessions. What is
-# ahead of the clock, or marked (below), is left to the second part. SessionRow.touched knows rows.
+# Serves update_activity, first part: many calls, {id: now}, in one statement, which hands the GIL
+# over once. What is ahead of the clock, or marked (below), is left to the second part.
 UPDATE_SESSIONS_ACTIVITY = f"""
 UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
    SET last_activity     = value,
        interaction_count = interaction_count + 1
-  FROM json_each(:moments) WHERE {_AT_MOMENT}
+  FROM {_MOMENTS} WHERE {_AT_MOMENT}
 """
 
 # Which those were, where there were fewer than moments: they fulfil the condition still.
 SELECT_SESSIONS_TOUCHED = f"""
 SELECT sessions.id
-  FROM sessions INDEXED BY sqlite_autoindex_sessions_1, json_each(:moments) WHERE {_AT_MOMENT}
+  FROM sessions INDEXED BY sqlite_autoindex_sessions_1, {_MOMENTS} WHERE {_AT_MOMENT}
 """
 
-# The same for one call: first with :now as :latest, then with a time after all others, which takes
-# the second part along. By primary key. max(): last_activity never moves backwards.
+# The same for one call: first with :now as :latest, then, as the second part, with a time after all
+# others. By primary key. max(): last_activity never moves backwards.
 UPDATE_SESSION_ACTIVITY = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
@@ -267,8 +268,7 @@ SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(),
 # -- Bookkeeping of migrations, and adoption of the predecessor's file -----------------------------
 
 SELECT_TABLES = """
-SELECT lower(name), type
-  FROM sqlite_master
+SELECT lower(name), type FROM sqlite_master
  WHERE lower(name) IN ('sessions', 'sessionstore_migrations') AND type <> 'trigger'
 """
 

@@ -82,7 +82,8 @@ class Reader:
                 self._touch(change.touched, change.touched_at, commit, kept)
             for row in change.rows:
                 if row.status == "active":
-                    self._keep(self._as_cached(row, slot_of(row.id), commit.word))
+                    # Also where a batch after it was committed already: its touches come next.
+                    self._cache.put(row.id, self._as_cached(row, slot_of(row.id), commit.word))
                     kept.add(row.id)
                 else:
                     self._cache.pop(row.id, None)
@@ -100,7 +101,6 @@ class Reader:
             return
         row, _, _, slot, word = cached
         if word == commit.words_before.get(slot) or session_id in kept:
-            # Also where a batch after this one was committed already: its own touch comes next.
             self._cache.put(session_id, self._as_cached(row.touched(moment), slot, commit.word))
             kept.add(session_id)
 

@@ -8,6 +8,7 @@ known here of what an operation does.
 """
 
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -43,6 +44,7 @@ class Change(NamedTuple):
 
 
 NO_CHANGE = Change()
+PATIENCE = 0.005  # seconds, after which the callers of the batch before must hear of its end
 
 
 class Operation(NamedTuple):
@@ -169,13 +171,17 @@ def _apply_all(
 ) -> list[Change | Exception]:
     """Apply the operations in their order, those of a joint kind that come together at once."""
     results: list[Change | Exception] = []
+    late = time.monotonic() + PATIENCE
     for (apply, jointly), run in groupby(operations, key=attrgetter("apply", "jointly")):
         calls = [operation.arguments for operation in run]
         if jointly:
             turn.announce()
             results += apply(connection, calls)
-        else:
-            results += [_apply(connection, apply, arguments) for arguments in calls]
+            continue
+        for arguments in calls:
+            results.append(_apply(connection, apply, arguments))
+            if time.monotonic() > late:
+                turn.announce()
     return results
 
 

@@ -2,6 +2,7 @@
 """The words of the generations, and what rests on them: a cache that no commit can overtake."""
 
 import asyncio
+import math
 import sqlite3
 import threading
 import time
@@ -246,3 +247,32 @@ async def test_a_touch_does_not_revive_what_another_process_has_changed(
         session = await sessions.get_session(id_)
         assert session is not None
         assert (session.data, session.interaction_count) == ({"step": 1}, 1)
+
+
+@pytest.mark.parametrize("second", ["touches", "updates"])
+async def test_a_batch_that_overlaps_leaves_no_old_row_in_the_cache(
+    database: Path, clock: FakeClock, second: str
+) -> None:
+    """A session is updated and touched in one batch, and touched in the next, which commits first.
+
+    That is, before the cache has been told of the first one.
+    """
+    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
+        ids = [await sessions.create_session("lina") for _ in range(80)]
+        hot = ids[0]
+        for number in range(20):
+            sessions._database.coherence._shared_at = -math.inf
+            assert await sessions.get_session(hot) is not None
+            first = [sessions.update_session(hot, {"n": number}), sessions.update_activity(hot)]
+            first += [sessions.update_activity(id_) for id_ in ids[1:39]]
+            rest = ids[40:79]
+            last = [sessions.update_activity(hot)]
+            if second == "touches":
+                last += [sessions.update_activity(id_) for id_ in rest]
+            else:
+                last += [sessions.update_session(id_, {"n": number}) for id_ in rest]
+            assert all(await asyncio.gather(*first, *last))
+            session = await sessions.get_session(hot)
+            assert session is not None
+            assert session.data == {"n": number}
+            assert session.interaction_count == 2 * (number + 1)

@@ -149,6 +149,42 @@ async def test_the_next_job_announces_the_end_of_the_one_before(
     assert told == ["first", "second"]
 
 
+async def test_a_job_that_waits_for_one_of_its_own_store_does_not_give_up(tmp_path: Path) -> None:
+    """However long that works: nobody else holds a lock. Also not while the store is closed."""
+    opened = Database(str(tmp_path / "a.db"), busy_timeout=0.05)
+    await opened.open(NOW)
+
+    def work(_: sqlite3.Connection, turn: jobs.Turn) -> str:
+        turn.claim()
+        time.sleep(0.2)
+        return "done"
+
+    writes = [asyncio.create_task(opened.write(work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    opened.hurry()
+    assert await asyncio.gather(*writes) == ["done"] * 3
+    await opened.close()
+
+
+async def test_a_job_gives_up_behind_one_that_waits(tmp_path: Path) -> None:
+    """Where the one before it waits for a lock, so does this one, and gives up in time."""
+    opened = Database(str(tmp_path / "a.db"), busy_timeout=0.1)
+    await opened.open(NOW)
+    release = threading.Event()
+
+    def wait(_: sqlite3.Connection, turn: jobs.Turn) -> None:
+        turn.wait()
+        assert release.wait(10)
+        turn.claim()
+
+    first = asyncio.create_task(opened.write(wait))
+    others = [asyncio.create_task(opened.write(lambda *_: None)) for _ in range(2)]
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [type(result) for result in results] == [StoreBusyError] * 3
+    release.set()
+    await opened.close()
+
+
 async def test_a_job_that_does_not_announce_delays_nobody(tmp_path: Path) -> None:
     """The end of a job before it is heard of as soon as it has ended."""
     opened = Database(str(tmp_path / "a.db"))
