@@ -143,6 +143,23 @@ def test_touches_together_are_what_they_are_one_by_one(
         assert everything(together) == everything(one_by_one)
 
 
+def steps_of_touches(connection: sqlite3.Connection, calls: list[tuple[str, Expiry, int]]) -> int:
+    """Touch all that are there, and return how many steps SQLite's virtual machine takes."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection.set_progress_handler(step, 1)
+    changes = store.touch_sessions(connection, calls)
+    connection.set_progress_handler(None, 1)
+    there = {row[0] for row in everything(connection)}
+    assert [change.touched is not None for change in changes] == [id_ in there for id_, *_ in calls]
+    return steps
+
+
 @pytest.mark.parametrize("analyzed", [False, True])
 @pytest.mark.parametrize("missing", [0, 1])
 def test_touching_many_reads_no_others(
@@ -157,23 +174,23 @@ def test_touching_many_reads_no_others(
         add(connection, f"{0:036}")
         connection.execute("ANALYZE")
         add(connection, f"{1:036}")
-    steps: list[int] = []
+    steps = []
     for count in (100, 1_000):
         for number in range(len(everything(connection)), count):
             add(connection, f"{number:036}")
         calls = [(f"{number:036}", EXPIRY, NOON + SECOND) for number in range(40, 50)]
         calls += [("not there", EXPIRY, NOON)] * missing
-        steps.append(0)
-
-        def step() -> int:
-            steps[-1] += 1
-            return 0
-
-        connection.set_progress_handler(step, 1)
-        changes = store.touch_sessions(connection, calls)
-        connection.set_progress_handler(None, 1)
-        assert sum(change.touched is not None for change in changes) == 10
+        steps.append(steps_of_touches(connection, calls))
     assert steps[1] < steps[0] + 50  # a page more or less
+
+
+def test_touching_many_more_is_no_more_work_for_each(connection: sqlite3.Connection) -> None:
+    """The steps of SQLite for four hundred sessions are four times those for a hundred."""
+    for number in range(500):
+        add(connection, f"{number:036}")
+    calls = [(f"{number:036}", EXPIRY, NOON + SECOND) for number in range(500)]
+    hundred = steps_of_touches(connection, calls[:100])
+    assert steps_of_touches(connection, calls[100:]) < 5 * hundred
 
 
 def test_a_trigger_that_passes_a_session_by_is_not_taken_for_a_touch(
