@@ -163,7 +163,7 @@ class Play:
         self._marks = Marks(folder)
         self._random = random.Random(life.seed)
         self._clock = FakeClock()
-        self._is_quiet = False  # nothing but activity
+        self._is_quiet = life.quiet > 0  # nothing but activity
         mark_commits(self._marks)
 
     async def run(self) -> None:

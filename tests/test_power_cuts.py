@@ -143,6 +143,7 @@ def test_activity_alone_is_at_risk_until_the_next_checkpoint(
     report = power.cut(folder, records, 200, life.seed, worst=True)
     print(f"seed {life.seed}: {report}")
     assert not report.violations, (life, report.violations)
+    assert report.commits > 1_000
     assert report.lost_commits <= 6_000
 
 
