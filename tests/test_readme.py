@@ -260,7 +260,9 @@ def test_shell_command_counts_anew(filled: Path) -> None:
         assert counted() == 10
         connection.executescript(command)
         assert counted() == 5
-        kept = connection.execute("SELECT status, sessions FROM sessionstore_counts ORDER BY 1")
+        kept = connection.execute(  # on one day or two
+            "SELECT status, sum(sessions) FROM sessionstore_counts GROUP BY status ORDER BY 1"
+        )
         assert kept.fetchall() == [("active", 2), ("ended", 1), ("error", 1), ("timeout", 1)]
 
 
