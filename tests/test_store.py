@@ -14,6 +14,9 @@ from sessionstore import StorageError, store
 from sessionstore.migrations import migrate
 from sessionstore.models import Expiry, SessionRow
 from sessionstore.times import micros_to_text
+from sessionstore.writer import Change
+
+from .test_query_plans import steps_of
 
 NOON = 1_700_049_600_000_000  # 2023-11-15 12:00:00 UTC, in microseconds
 SECOND = 1_000_000
@@ -145,16 +148,8 @@ def test_touches_together_are_what_they_are_one_by_one(
 
 def steps_of_touches(connection: sqlite3.Connection, calls: list[tuple[str, Expiry, int]]) -> int:
     """Touch all that are there, and return how many steps SQLite's virtual machine takes."""
-    steps = 0
-
-    def step() -> int:
-        nonlocal steps
-        steps += 1
-        return 0
-
-    connection.set_progress_handler(step, 1)
-    changes = store.touch_sessions(connection, calls)
-    connection.set_progress_handler(None, 1)
+    changes: list[Change] = []
+    steps = steps_of(connection, lambda: changes.extend(store.touch_sessions(connection, calls)))
     there = {row[0] for row in everything(connection)}
     assert [change.touched is not None for change in changes] == [id_ in there for id_, *_ in calls]
     return steps
