@@ -4,6 +4,7 @@
 import asyncio
 import math
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from sessionstore import SessionManager, StorageError, StoreBusyError, store
 from sessionstore import database as database_module
 from sessionstore.jobs import Turn
 from sessionstore.migrations import migrate
-from sessionstore.writer import Change
+from sessionstore.writer import NO_CHANGE, PATIENCE, Change, Operation, _apply_all
 
 from .conftest import FakeClock
 
@@ -360,3 +361,24 @@ def test_an_operation_that_refuses_has_written_nothing() -> None:
         store.merge_session(connection, "i", '{"a":"xxxxxxxxxx"}', "{}", (), 10, cutoffs)
     assert connection.total_changes == before
     connection.close()
+
+
+@pytest.mark.parametrize(("seconds", "announced"), [(0.0, []), (PATIENCE * 1.2, [1, 2, 3])])
+def test_long_operations_do_not_keep_the_callers_of_the_batch_before(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, announced: list[int]
+) -> None:
+    """The end of that batch is announced after each that was long, and for short ones at COMMIT."""
+    applied: list[int] = []
+    heard: list[int] = []
+    turn = Turn(1.0)
+    monkeypatch.setattr(turn, "announce", lambda: heard.append(len(applied)))
+
+    def apply(_: sqlite3.Connection, number: int) -> Change:
+        time.sleep(seconds)
+        applied.append(number)
+        return NO_CHANGE
+
+    operations = [Operation(apply, (number,), durable=True, jointly=False) for number in range(3)]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        assert _apply_all(connection, turn, operations) == [NO_CHANGE] * 3
+    assert heard == announced
