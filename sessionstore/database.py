@@ -82,13 +82,11 @@ class Connection(aiosqlite.Connection):
         *arguments: *Arguments,
         on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
-        announces: bool = False,
     ) -> Job[Result]:
         """Queue the function for the connection's thread; its outcome goes to on_end."""
         if not self._running or self._connection is None:
             raise StoreClosedError("the store is closed")
-        run = partial(function, self._connection, *arguments)
-        return self._queue(run, on_end, turn, announces)
+        return self._queue(partial(function, self._connection, *arguments), on_end, turn)
 
     async def start(self) -> None:
         """Start the thread and connect on it. On failure nothing is left."""
@@ -147,9 +145,8 @@ class Connection(aiosqlite.Connection):
         function: Callable[[], Result],
         on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
-        announces: bool = False,
     ) -> Job[Result]:
-        job = Job(partial(_translating, function), on_end, turn, self._last, announces)
+        job = Job(partial(_translating, function), on_end, turn, before=self._last)
         self._last = job
         self._tx.put_nowait((None, Errand(job)))
         return job
@@ -256,9 +253,9 @@ class Database:
     ) -> Job[Result]:
         """Queue what `write` runs, for callers who have waited that long, and return at once."""
         turn = self._turn(self._busy_timeout - waited)
-        begun = self._writer.begin(
-            self._exclusively, turn, job, *arguments, on_end=on_end, turn=turn, announces=announces
-        )
+        turn.announces = announces
+        run = self._exclusively
+        begun = self._writer.begin(run, turn, job, *arguments, on_end=on_end, turn=turn)
         self._jobs = [*(other for other in self._jobs if other.is_under_way), begun]
         return begun
 

@@ -29,6 +29,7 @@ class Turn:
 
     def __init__(self, patience: float) -> None:
         self.patience = patience  # seconds
+        self.announces = False  # whether the job will call announce() in time
         self.waiting = False  # for a lock, without need of the GIL
         self.before: Job[Any] | None = None  # whose end is still to be announced
         self._decided = threading.Lock()
@@ -95,12 +96,8 @@ class Job(Generic[Result]):
         on_end: Callable[[Outcome[Result]], object],
         turn: Turn | None = None,
         before: "Job[Any] | None" = None,
-        announces: bool = False,
     ) -> None:
-        """Take the function, its turn if it needs a lock, and the job before it on the thread.
-
-        A job that announces has its turn announce the end of the one before.
-        """
+        """Take the function, its turn if it needs a lock, and the job before it on the thread."""
         self._before = before
         self._loop = asyncio.get_running_loop()
         self._function = function
@@ -110,7 +107,7 @@ class Job(Generic[Result]):
         self._has_ended = False
         self._outcome: Outcome[Result] | None = None  # while it is not announced
         self._is_announced_by_next = False
-        if announces and turn is not None and before is not None:
+        if before is not None and turn is not None and turn.announces:
             turn.before = before
             before._is_announced_by_next = True
         self._done = threading.Lock()
