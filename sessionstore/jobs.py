@@ -56,6 +56,11 @@ class Turn:
             raise StoreBusyError("given up before the lock was free")
         self._claimed = True
 
+    def disclaim(self) -> None:
+        """Take the claim back, where nothing was changed. For the job."""
+        self._claimed = False
+        self._decided.release()
+
     @property
     def is_over(self) -> bool:
         """Whether it was given up. For the job, to know when to stop trying."""

@@ -27,6 +27,7 @@ from .arguments import (
 from .lifecycle import Lifecycle
 from .models import Row, Session, SessionRow, SessionStats, SessionStatus
 from .times import micros_to_text
+from .writer import Change
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,11 @@ class SessionManager(Lifecycle):
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return False
-        touch = (checked_id, self._expiry, now)
-        change = await self._writer.submit_jointly(store.touch_sessions, *touch, durable=False)
-        return change.touched is not None
+        touch = Change((), checked_id, micros_to_text(now))
+        change = await self._writer.submit_jointly(
+            store.touch_sessions, store.touch_session, touch, self._expiry, now, durable=False
+        )
+        return change is touch
 
     async def update_session(
         self,

@@ -79,8 +79,8 @@ UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
 
 # Which those were, where there were fewer than moments: they fulfil the condition still.
 SELECT_SESSIONS_TOUCHED = f"""
-SELECT sessions.id
-  FROM sessions INDEXED BY sqlite_autoindex_sessions_1, {_MOMENTS} WHERE {_AT_MOMENT}
+SELECT sessions.id FROM sessions INDEXED BY sqlite_autoindex_sessions_1, {_MOMENTS}
+ WHERE {_AT_MOMENT} AND last_activity = value
 """
 
 # The same for one call: first with :now as :latest, then, as the second part, with a time after all

@@ -39,47 +39,53 @@ def insert_session(connection: sqlite3.Connection, row: SessionRow) -> Change:
     return Change(rows=[row])
 
 
-def touch_sessions(
-    connection: sqlite3.Connection, touches: Sequence[tuple[str, Expiry, int]]
-) -> list[Change]:
-    """Move last_activity of live sessions to now and count an interaction, for each touch.
+def touch_session(
+    connection: sqlite3.Connection, touch: Change, expiry: Expiry, now: int
+) -> Change:
+    """Move last_activity of a live session to now, and count an interaction; return the touch."""
+    if _touch_plainly(connection, touch, expiry, now):
+        return touch
+    # It may be ahead of the clock, or marked.
+    parameters = {"id": touch.touched, "latest": _ANY_TIME, **expiry.cutoffs(now)}
+    if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
+        return NO_CHANGE
+    connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
+    return touch
 
-    A touch is a session's id, the expiry, which is the same for all, and its own now.
+
+def touch_sessions(
+    connection: sqlite3.Connection, touches: Sequence[tuple[Change, Expiry, int]]
+) -> list[Change | None]:
+    """Do so for many, in one statement. The expiry is the same for all.
+
+    None stands for each that is to be looked at by itself: not there, ended, timed out, ahead of
+    the clock or marked; or the next touch of the same session.
     """
-    first_id, expiry, first_now = touches[0]
+    first, expiry, now = touches[0]
     if len(touches) == 1:
-        return [_touch_session(connection, first_id, expiry.cutoffs(first_now))]
-    moments = {id_: micros_to_text(now) for id_, _, now in reversed(touches)}
-    # The strictest cutoffs of all: who fails them is looked at by its own below.
-    parameters = expiry.cutoffs(max(now for _, _, now in touches))
+        return [first if _touch_plainly(connection, first, expiry, now) else None]
+    moments = {touch.touched: touch.touched_at for touch, _, _ in reversed(touches)}
+    # The strictest cutoffs of all.
+    parameters = expiry.cutoffs(max([now for _, _, now in touches]))
     parameters["moments"] = json.dumps(moments)
-    done = set(moments)
     count = connection.execute(queries.UPDATE_SESSIONS_ACTIVITY, parameters).rowcount
+    if count == len(touches):
+        return [touch for touch, _, _ in touches]
+    done = set(moments)
     if count < len(moments):
         rows = connection.execute(queries.SELECT_SESSIONS_TOUCHED, parameters)
         done = {id_ for (id_,) in rows.fetchall()}
-        if len(done) > count:  # a trigger has passed some by; alone, each is told apart
-            raise StorageError("a trigger of the host project's stands in the way")
-    changes = []
-    for id_, _, now in touches:
-        if id_ in done:
-            done.remove(id_)  # the next touch of the same session is one by itself
-            changes.append(Change((), id_, moments[id_]))
-        else:
-            changes.append(_touch_session(connection, id_, expiry.cutoffs(now)))
-    return changes
+    results: list[Change | None] = []
+    for touch, _, _ in touches:
+        is_done = touch.touched in done
+        done.discard(touch.touched)
+        results.append(touch if is_done else None)
+    return results
 
 
-def _touch_session(
-    connection: sqlite3.Connection, session_id: str, cutoffs: Mapping[str, str]
-) -> Change:
-    parameters = {"id": session_id, "latest": cutoffs["now"], **cutoffs}
-    if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
-        parameters["latest"] = _ANY_TIME  # it may be ahead of the clock, or marked
-        if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
-            return NO_CHANGE
-        connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
-    return Change((), session_id, cutoffs["now"])
+def _touch_plainly(connection: sqlite3.Connection, touch: Change, expiry: Expiry, now: int) -> bool:
+    parameters = {"id": touch.touched, "latest": touch.touched_at, **expiry.cutoffs(now)}
+    return connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount > 0
 
 
 def merge_session(

@@ -6,6 +6,7 @@ transaction, and can leave a script that failed half applied.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,12 +53,14 @@ def transaction(
 
 
 def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> None:
+    # A turn that was claimed for a transaction before this one is not given up any more.
+    late = time.monotonic() + (turn.patience if turn is not None else 0.0)
     while True:
         try:
             connection.execute(begin)
             break
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or turn is None or turn.is_over:
+            if not is_busy(error) or turn is None or turn.is_over or time.monotonic() > late:
                 raise
             turn.wait()
     if turn is not None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVarTuple
+from typing import Any, NamedTuple, TypeVarTuple, cast
 
 from . import queries
 from .coherence import Coherence, slot_of
@@ -50,18 +50,22 @@ PATIENCE = 0.005  # seconds, after which the callers of the batch before must he
 class Operation(NamedTuple):
     """A write on its way."""
 
-    apply: Callable[..., Any]
+    apply: Callable[..., Change]
     arguments: tuple[Any, ...]
     durable: bool  # whether it must survive a power cut, or a crash of the process only
-    jointly: bool  # whether `apply` takes the arguments of several at once
+    together: Callable[..., Sequence[Change | None]] | None = None  # see submit_jointly
 
 
 class Commit(NamedTuple):
     """What became of operations, and the words of their slots, if they were committed."""
 
-    results: Sequence[Change | Exception]
+    results: Sequence[Change | Exception | None]  # None: nothing yet
     word: int = 0  # of all slots that they changed, from now on
     words_before: Mapping[int, int] = {}  # by slot, from before they began
+
+
+# The commits of a batch, and what became of each of its operations, in their order.
+Concluded = tuple[list[Commit], list[Change | Exception]]
 
 
 class Writer:
@@ -89,16 +93,24 @@ class Writer:
 
         Cancelling the caller leaves it open whether the write happens.
         """
-        return self._batcher.submit(Operation(apply, arguments, durable, jointly=False))
+        return self._batcher.submit(Operation(apply, arguments, durable))
 
     def submit_jointly(
         self,
-        apply: Callable[[sqlite3.Connection, list[tuple[*Arguments]]], list[Change]],
+        together: Callable[
+            [sqlite3.Connection, list[tuple[Change, *Arguments]]], Sequence[Change | None]
+        ],
+        apply: Callable[[sqlite3.Connection, Change, *Arguments], Change],
+        change: Change,
         *arguments: *Arguments,
         durable: bool,
     ) -> Awaitable[Change]:
-        """Commit one operation of a kind that is applied to many at once, like any other one."""
-        return self._batcher.submit(Operation(apply, arguments, durable, jointly=True))
+        """Commit one operation whose change to one session is known, should it make any.
+
+        Many of a kind are done by `together`, in one statement that writes, which gives None for
+        each that it leaves to `apply`.
+        """
+        return self._batcher.submit(Operation(apply, (change, *arguments), durable, together))
 
     async def close(self) -> None:
         """Commit what was accepted, and refuse the rest."""
@@ -114,14 +126,58 @@ class Writer:
             on_end=lambda outcome: finish(partial(self._conclude, outcome)),
         )
 
-    def _conclude(self, outcome: Outcome[list[Commit]]) -> list[Change | Exception]:
-        commits = outcome()
+    def _conclude(self, outcome: Outcome[Concluded]) -> Sequence[Change | Exception]:
+        commits, results = outcome()
         for commit in commits:
             self._on_commit(commit)
-        return [result for commit in commits for result in commit.results]
+        return results
 
 
 def _commit_batch(
+    connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
+) -> Concluded:
+    """Commit the operations, at once as far as that goes, and the others in a transaction."""
+    first = _commit_at_once(connection, turn, operations, coherence)
+    left = [each for each, result in zip(operations, first.results, strict=True) if result is None]
+    commits = _commit_in_transaction(connection, turn, left, coherence) if left else []
+    others = (result for commit in commits for result in commit.results)
+    results = [next(others) if result is None else result for result in first.results]
+    return [first, *commits], cast("list[Change | Exception]", results)
+
+
+def _commit_at_once(
+    connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
+) -> Commit:
+    """Where one statement does all operations, have SQLite commit at its end, by itself.
+
+    SQLite lets go of the GIL once for both, so that the event loop can serve others meanwhile.
+    """
+    undone = Commit([None] * len(operations))
+    together = operations[0].together
+    if together is None or any(each.together is not together for each in operations):
+        return undone
+    session_ids = {each.arguments[0].touched for each in operations}
+    if len(session_ids) < len(operations):
+        return undone
+    _set_durability(connection, operations)
+    turn.claim()
+    turn.announce()
+    words_before = coherence.begin(map(slot_of, session_ids))
+    written = connection.total_changes
+    results: Sequence[Change | Exception | None]
+    try:
+        results = together(connection, [each.arguments for each in operations])
+    except SQLITE_ERRORS as error:
+        if connection.total_changes == written:
+            turn.disclaim()
+            return undone  # a transaction will meet the error again, and tell whose it is
+        results = [translate(error)] * len(operations)
+    finally:
+        word = coherence.settle(words_before)
+    return Commit(results, word, words_before)
+
+
+def _commit_in_transaction(
     connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
 ) -> list[Commit]:
     """Commit the operations together, or where one of them fails, each by itself."""
@@ -153,8 +209,7 @@ def _commit_together(
     connection: sqlite3.Connection, turn: Turn, operations: list[Operation], coherence: Coherence
 ) -> Commit:
     """Run the operations in one transaction, with the slots in flight round its COMMIT."""
-    durable = any(operation.durable for operation in operations)
-    connection.execute(queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL)
+    _set_durability(connection, operations)
     words_before: dict[int, int] = {}
     try:
         with transaction(connection, turn):
@@ -166,30 +221,33 @@ def _commit_together(
     return Commit(results, word, words_before)
 
 
+def _set_durability(connection: sqlite3.Connection, operations: list[Operation]) -> None:
+    durable = any(operation.durable for operation in operations)
+    connection.execute(queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL)
+
+
 def _apply_all(
     connection: sqlite3.Connection, turn: Turn, operations: list[Operation]
 ) -> list[Change | Exception]:
-    """Apply the operations in their order, those of a joint kind that come together at once."""
+    """Apply the operations in their order, those of a kind that can be done together so."""
     results: list[Change | Exception] = []
     late = time.monotonic() + PATIENCE
-    for (apply, jointly), run in groupby(operations, key=attrgetter("apply", "jointly")):
-        calls = [operation.arguments for operation in run]
-        if jointly:
+    for together, group in groupby(operations, key=attrgetter("together")):
+        run = list(group)
+        done: Sequence[Change | None] = [None] * len(run)
+        if together is not None and len(run) > 1:
             turn.announce()
-            results += apply(connection, calls)
-            continue
-        for arguments in calls:
-            results.append(_apply(connection, apply, arguments))
+            done = together(connection, [operation.arguments for operation in run])
+        for operation, change in zip(run, done, strict=True):
+            results.append(change or _apply(connection, operation))
             if time.monotonic() > late:
                 turn.announce()
     return results
 
 
-def _apply(
-    connection: sqlite3.Connection, apply: Callable[..., Change], arguments: tuple[Any, ...]
-) -> Change | Exception:
+def _apply(connection: sqlite3.Connection, operation: Operation) -> Change | Exception:
     """Apply an operation. One that refuses does so before it writes: there is nothing to undo."""
     try:
-        return apply(connection, *arguments)
+        return operation.apply(connection, *operation.arguments)
     except SessionStoreError as refusal:
         return refusal
