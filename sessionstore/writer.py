@@ -153,11 +153,11 @@ def _commit_at_once(
     SQLite lets go of the GIL once for both, so that the event loop can serve others meanwhile.
     """
     undone = Commit([None] * len(operations))
-    together = operations[0].together
-    if together is None or any(each.together is not together for each in operations):
+    together, *others = {each.together for each in operations}
+    if together is None or others:
         return undone
     session_ids = {each.arguments[0].touched for each in operations}
-    if len(session_ids) < len(operations):
+    if len(session_ids) < len(operations):  # one of them would be left, for a second transaction
         return undone
     _set_durability(connection, operations)
     turn.claim()

@@ -214,11 +214,12 @@ def commit_late() -> None:
 
     def commit_before(
         connection: sqlite3.Connection, turn: Any, operations: Any, coherence: Any
-    ) -> list[writer.Commit]:
+    ) -> writer.Concluded:
         if connection.in_transaction:
             connection.execute(queries.COMMIT)
         connection.execute(queries.BEGIN_WRITE)
-        return [writer.Commit(writer._apply_all(connection, turn, operations))]
+        results = writer._apply_all(connection, turn, operations)
+        return [writer.Commit(results)], results
 
     writer._commit_batch = commit_before
 
@@ -228,8 +229,9 @@ def commit_each() -> None:
 
     def commit_alone(
         connection: sqlite3.Connection, turn: Any, operations: Any, coherence: Any
-    ) -> list[writer.Commit]:
-        return [writer._commit_alone(connection, turn, each, coherence) for each in operations]
+    ) -> writer.Concluded:
+        commits = [writer._commit_alone(connection, turn, each, coherence) for each in operations]
+        return commits, [each for commit in commits for each in commit.results if each is not None]
 
     writer._commit_batch = commit_alone
 

@@ -94,8 +94,11 @@ def digest(connection: sqlite3.Connection) -> str:
 
 def mark_commits(marks: Marks) -> None:
     """Have the writer say what it commits, before and after."""
-    commit_together = writer._commit_together
+    for name in ("_commit_at_once", "_commit_together"):
+        setattr(writer, name, _saying(marks, getattr(writer, name)))
 
+
+def _saying(marks: Marks, commit_operations: Callable[..., Commit]) -> Callable[..., Commit]:
     def commit_and_say(
         connection: sqlite3.Connection,
         turn: Turn,
@@ -103,7 +106,9 @@ def mark_commits(marks: Marks) -> None:
         coherence: Coherence,
     ) -> Commit:
         marks.say("begin")
-        commit = commit_together(connection, turn, operations, coherence)
+        commit = commit_operations(connection, turn, operations, coherence)
+        if not any(commit.results):
+            return commit
         done = [
             [apply.__name__, None if apply.__name__ in ALL_AT_ONCE else _id_in(found)]
             for (apply, found, *_), result in zip(operations, commit.results, strict=True)
@@ -112,11 +117,12 @@ def mark_commits(marks: Marks) -> None:
         marks.say("commit", digest=digest(connection), done=done)
         return commit
 
-    writer._commit_together = commit_and_say
+    return commit_and_say
 
 
 def _id_in(arguments: Sequence[Any]) -> str:
-    id_: str = getattr(arguments[0], "id", arguments[0])
+    first = arguments[0]
+    id_: str = getattr(first, "touched", None) or getattr(first, "id", first)
     return id_
 
 
@@ -215,7 +221,7 @@ class Play:
                 self._acknowledge("purge_sessions", None)
 
     async def _touch(self, sessions: SessionManager, id_: str) -> None:
-        await self._tell("touch_sessions", id_, sessions.update_activity(id_))
+        await self._tell("touch_session", id_, sessions.update_activity(id_))
 
     async def _tell(self, name: str, id_: str, call: Coroutine[Any, Any, bool]) -> None:
         if await call:

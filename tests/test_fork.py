@@ -253,10 +253,10 @@ def test_a_child_that_survives_its_parent_holds_no_lock(tmp_path: Path, moment: 
         import signal
 
         in_write, forked = threading.Event(), threading.Event()
-        touch = store.touch_sessions
+        insert = store.insert_session
 
         def die_in_write(*arguments):
-            touch(*arguments)
+            insert(*arguments)
             in_write.set()
             assert forked.wait(10)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -270,15 +270,15 @@ def test_a_child_that_survives_its_parent_holds_no_lock(tmp_path: Path, moment: 
 
         async def main():
             async with SessionManager("a.db") as sessions:
-                id_ = await sessions.create_session("lina")
+                await sessions.create_session("lina")
                 if {moment == "between writes"}:
                     fork_and_wait()
-                store.touch_sessions = die_in_write
-                touching = asyncio.create_task(sessions.update_activity(id_))
+                store.insert_session = die_in_write
+                creating = asyncio.create_task(sessions.create_session("lina"))
                 await asyncio.to_thread(in_write.wait, 10)
                 if {moment == "in a write"}:
                     fork_and_wait()
-                await touching
+                await creating
 
         asyncio.run(main())
         """

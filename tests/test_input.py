@@ -785,7 +785,7 @@ async def test_the_check_of_a_breath_can_fail(
     ) -> list[writer.Commit]:
         return [writer._commit_together(connection, turn, operations, coherence)]
 
-    monkeypatch.setattr(writer, "_commit_batch", commit)
+    monkeypatch.setattr(writer, "_commit_in_transaction", commit)
     async with SessionManager(database, sweep_interval=None) as sessions:
         with pytest.raises(AssertionError):
             await breathe(sessions, random.Random(1), 200, Exception)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""Touches that come together: one statement, which SQLite commits by itself, and what is left."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from sessionstore import SessionManager, StorageError, StoreBusyError, queries
+from sessionstore.coherence import slot_of
+from sessionstore.writer import Change
+
+from .conftest import FakeClock
+from .test_writer import trace
+
+
+@pytest_asyncio.fixture
+async def sessions(database: Path, clock: FakeClock) -> AsyncIterator[SessionManager]:
+    """Yield a store that waits half a second for locks, and does not sweep."""
+    async with SessionManager(
+        database, clock=clock, busy_timeout=0.5, sweep_interval=None
+    ) as opened:
+        yield opened
+
+
+async def create(sessions: SessionManager, count: int) -> list[str]:
+    """Create sessions and return their ids."""
+    return [await sessions.create_session("lina") for _ in range(count)]
+
+
+async def touch(sessions: SessionManager, ids: Sequence[str]) -> list[bool | BaseException]:
+    """Touch all at the same time."""
+    calls = (sessions.update_activity(id_) for id_ in ids)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def counts(sessions: SessionManager, ids: Sequence[str]) -> list[int]:
+    """Return how many interactions the file has of each."""
+    found = {each.id: each.interaction_count for each in await sessions.list_sessions()}
+    return [found[id_] for id_ in ids]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_touches_need_no_transaction_of_ours(sessions: SessionManager, count: int) -> None:
+    """One or many, they are written and committed by their statement alone."""
+    ids = await create(sessions, count)
+    seen = await trace(sessions)
+    assert await touch(sessions, ids) == [True] * count
+    assert seen == ["PRAGMA synchronous = NORMAL"]
+    assert await counts(sessions, ids) == [1] * count
+
+
+async def test_what_cannot_be_touched_is_left_for_a_transaction(
+    sessions: SessionManager, clock: FakeClock
+) -> None:
+    """Ended, timed out or not there: each is told apart, and the others are touched once."""
+    timed_out = (await create(sessions, 1))[0]
+    clock.turn(1_800)
+    ids = await create(sessions, 4)
+    await sessions.end_session(ids[2])
+    seen = await trace(sessions)
+    answers = await touch(sessions, [ids[0], timed_out, ids[1], "not there", ids[2], ids[3]])
+    assert answers == [True, False, True, False, False, True]
+    assert seen[1:] == ["PRAGMA synchronous = NORMAL", "BEGIN IMMEDIATE", "COMMIT"]
+    assert await counts(sessions, [*ids, timed_out]) == [1, 1, 0, 1, 0]
+
+
+async def test_touches_of_one_session_share_a_transaction(sessions: SessionManager) -> None:
+    """Where one would be left for a second transaction anyway, there is only that."""
+    ids = await create(sessions, 2)
+    seen = await trace(sessions)
+    assert await touch(sessions, [ids[0], ids[1], ids[0]]) == [True] * 3
+    assert seen.count("COMMIT") == seen.count("PRAGMA synchronous = NORMAL") == 1
+    assert await counts(sessions, ids) == [2, 1]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_failure_after_the_commit_repeats_nothing(
+    sessions: SessionManager, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Where nobody can say who was touched, all hear of the error; none is touched twice."""
+    ids = await create(sessions, count)
+    monkeypatch.setattr(queries, "SELECT_SESSIONS_TOUCHED", "SELECT nothing")
+    answers = await touch(sessions, [*ids, "not there"])
+    assert [type(answer) for answer in answers] == [StorageError] * (count + 1)
+    assert await counts(sessions, ids) == [1] * count
+
+
+@pytest.mark.parametrize("action", ["ABORT", "ROLLBACK"])
+async def test_a_trigger_that_refuses_one_touch_refuses_no_other(
+    sessions: SessionManager, database: Path, action: str
+) -> None:
+    """The statement is undone as a whole, and each touch is then done by itself."""
+    ids = await create(sessions, 3)
+    with closing(sqlite3.connect(database)) as shell:
+        shell.execute(
+            f"CREATE TRIGGER host AFTER UPDATE ON sessions WHEN old.id = '{ids[1]}'"
+            f" BEGIN SELECT RAISE({action}, 'no'); END"
+        )
+    answers = await touch(sessions, ids)
+    assert [type(answer) for answer in answers] == [bool, StorageError, bool]
+    assert await counts(sessions, ids) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_a_lock_of_another_program_is_waited_for(
+    sessions: SessionManager, database: Path, count: int
+) -> None:
+    """Until it is free, or the timeout is over; then nothing was written."""
+    ids = await create(sessions, count)
+    with closing(sqlite3.connect(database, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        answers = await touch(sessions, ids)
+        assert [type(answer) for answer in answers] == [StoreBusyError] * count
+        asyncio.get_running_loop().call_later(0.25, shell.execute, "ROLLBACK")
+        assert await touch(sessions, ids) == [True] * count
+    assert await counts(sessions, ids) == [1] * count
+
+
+async def test_closing_waits_hardly_any_longer_for_a_lock(database: Path, clock: FakeClock) -> None:
+    """Touches that wait for another program are given up, though their batch was begun."""
+    sessions = SessionManager(database, clock=clock, busy_timeout=30, sweep_interval=None)
+    await sessions.open()
+    ids = await create(sessions, 3)
+    with closing(sqlite3.connect(database, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        touching = asyncio.create_task(touch(sessions, ids))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            await sessions.close()
+            assert [type(answer) for answer in await touching] == [StoreBusyError] * 3
+
+
+async def test_what_is_left_waits_no_longer_than_any_write(
+    sessions: SessionManager, database: Path
+) -> None:
+    """Where a lock comes between the commit and what is left, only that is given up."""
+    ids = await create(sessions, 1)
+    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as shell:
+
+        def together(
+            connection: sqlite3.Connection, touches: list[tuple[Change]]
+        ) -> list[Change | None]:
+            connection.execute("UPDATE sessions SET data = '{}'")
+            shell.execute("BEGIN IMMEDIATE")
+            return [touches[0][0], None]
+
+        def apply(_: sqlite3.Connection, change: Change) -> Change:
+            return change
+
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(
+                *(
+                    sessions._writer.submit_jointly(
+                        together, apply, Change((), id_, ""), durable=False
+                    )
+                    for id_ in (ids[0], "other")
+                ),
+                return_exceptions=True,
+            )
+    assert [type(answer) for answer in answers] == [Change, StoreBusyError]
+
+
+async def test_the_slots_are_in_flight_before_the_statement(sessions: SessionManager) -> None:
+    """Since the statement commits, no reader may keep what it reads from its beginning on."""
+    ids = await create(sessions, 2)
+    coherence = sessions._database.coherence
+    seen: list[int] = []
+
+    def together(_: sqlite3.Connection, touches: list[tuple[Change]]) -> list[Change | None]:
+        seen.extend(coherence.word(slot_of(id_)) for id_ in ids)
+        return [change for (change,) in touches]
+
+    def apply(_: sqlite3.Connection, change: Change) -> Change:
+        return change
+
+    await asyncio.gather(
+        *(
+            sessions._writer.submit_jointly(together, apply, Change((), id_, ""), durable=False)
+            for id_ in ids
+        )
+    )
+    assert [word & 1 for word in seen] == [1, 1]
+    assert [coherence.word(slot_of(id_)) & 1 for id_ in ids] == [0, 0]
