@@ -120,9 +120,11 @@ def _saying(marks: Marks, commit_operations: Callable[..., Commit]) -> Callable[
     return commit_and_say
 
 
-def _id_in(arguments: Sequence[Any]) -> str:
+def _id_in(arguments: Sequence[Any]) -> str | None:
     first = arguments[0]
-    id_: str = getattr(first, "touched", None) or getattr(first, "id", first)
+    if isinstance(first, writer.Change):
+        return first.touched
+    id_: str = getattr(first, "id", first)
     return id_
 
 

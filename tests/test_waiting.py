@@ -172,11 +172,12 @@ async def test_a_crowd_gives_up_as_soon_as_one(database: Path, hold: Holder) -> 
 
 @LOCKS
 async def test_reads_go_on_meanwhile(database: Path, hold: Holder) -> None:
-    """Hits, misses, lists and stats do not wait for a lock that holds a write up."""
+    """Hits, misses, lists and stats do not wait for a lock that holds writes to others up."""
     async with quiet(database, cache_size=1) as sessions:
         ids = [await sessions.create_session("lina") for _ in range(2)]
+        written = [await sessions.create_session("omar") for _ in range(2)]
         with hold(database):
-            writing = asyncio.create_task(refused(*map(sessions.update_activity, ids)))
+            writing = asyncio.create_task(refused(*map(sessions.update_activity, written)))
             await asyncio.sleep(0)
             slowest, rounds = 0.0, 0
             while not writing.done():
