@@ -14,7 +14,7 @@ class Plan:
 
     repeats: int = 5  # rounds of the short runs
     long_repeats: int = 3  # rounds of the long ones
-    length: float = 0.1  # of one short run, by the number of calls that it makes
+    length: float = 0.3  # of one short run, by its number of calls: several checkpoints of activity
     window: float = 0.6  # in which the busy loop and the processes count calls
     patience: float = 60.0  # until a run that does not end counts as failed
     tasks: tuple[int, ...] = (1, 10, 100, 1_000)

@@ -28,4 +28,4 @@ __all__ = [
     "StoreClosedError",
 ]
 
-__version__ = "0.4.0"
+__version__ = "0.4.1"
