@@ -56,10 +56,10 @@ def touch_session(
 def touch_sessions(
     connection: sqlite3.Connection, touches: Sequence[tuple[Change, Expiry, int]]
 ) -> list[Change | None]:
-    """Do so for many, in one statement. The expiry is the same for all.
+    """Touch many sessions in one statement. The expiry is the same for all.
 
-    None stands for each that is to be looked at by itself: not there, ended, timed out, ahead of
-    the clock or marked; or the next touch of the same session.
+    Gives None for each that is left to touch_session: not there, ended, timed out, ahead of the
+    clock or marked; or a second touch of the same session.
     """
     first, expiry, now = touches[0]
     if len(touches) == 1:

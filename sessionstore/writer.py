@@ -3,8 +3,9 @@
 
 A write is a function of store.py; its result is a Change: what it did to which sessions. A caller
 gets its Change only after COMMIT, and after the cache has been told. Where an operation fails, the
-batch is rolled back and replayed one by one, so that only its own caller sees the error. Nothing is
-known here of what an operation does.
+batch is rolled back and replayed one by one, so that only its own caller sees the error. Operations
+that one statement does together are a transaction by themselves. Nothing is known here of what an
+operation does.
 """
 
 import sqlite3
@@ -105,10 +106,10 @@ class Writer:
         *arguments: *Arguments,
         durable: bool,
     ) -> Awaitable[Change]:
-        """Commit one operation whose change to one session is known, should it make any.
+        """Commit one operation, of which it is known what it changes, if anything: one session.
 
-        Many of a kind are done by `together`, in one statement that writes, which gives None for
-        each that it leaves to `apply`.
+        Many of a kind are done by `together`, in one statement that writes; it gives None for each
+        that is left to `apply`.
         """
         return self._batcher.submit(Operation(apply, (change, *arguments), durable, together))
 
