@@ -16,7 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from . import store
 from .errors import StoreClosedError
-from .models import Expiry, Session, SessionRow, snapshot
+from .models import Expiry, Session, SessionRow
 from .writer import Change, Writer
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Ender:
                 logger.error("on_end failed for session %s", row.id[:8], exc_info=error)
 
     async def _tell(self, on_end: OnEnd, row: SessionRow) -> None:
-        result = on_end(snapshot(row, self._expiry.expires_at(row)))
+        result = on_end(self._expiry.snapshot(row))
         if inspect.isawaitable(result):
             await result
 

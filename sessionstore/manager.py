@@ -86,15 +86,15 @@ class SessionManager(Lifecycle):
         A session past its expires_at is shown as timed out, whether a sweep came by or not.
         """
         # What is in memory, and true, costs little more than a lookup in a dict.
-        rows, coherence, clock, note_use, reader = self._hot
+        rows, coherence, clock, note_use, reader, context = self._hot
         if type(session_id) is str:  # a subclass has methods of its own, which may say anything
             try:
-                _, _, true_until, slot, word = cached = rows[session_id]
+                row, true_until, slot, word = rows[session_id]
                 if coherence.words[slot] == word and clock() < true_until:
                     note_use(session_id)
                     reader.hits += 1
                     session = Session()
-                    session._source = cached  # it reads the first two
+                    session._source, session._context = row, context
                     return session
             except (KeyError, TypeError, ArithmeticError):  # not there; or a clock without time
                 pass

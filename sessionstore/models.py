@@ -3,15 +3,15 @@
 
 Rows are immutable and shared (by the cache, among others); a Session wraps one row and decodes its
 JSON only when asked, for its one owner. The rule "has timed out" stands here once for Python
-(session_at), and in queries.py once for SQL. No I/O here, and the clock is not read.
+(Expiry.session), and in queries.py once for SQL. No I/O here, and the clock is not read.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 from .errors import StorageError
 from .times import (
@@ -82,6 +82,14 @@ class SessionRow(NamedTuple):
         return SessionRow(*before, max(self.last_activity, moment), data, metadata, count + 1)
 
 
+class Context(NamedTuple):
+    """Hold what a snapshot has beside its row. One is shared by all that have decoded nothing."""
+
+    expiry: "Expiry"
+    data: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
 class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.
 
@@ -89,16 +97,15 @@ class Session:
     them changes nothing else. Snapshots with equal fields are equal.
     """
 
-    __slots__ = ("_data", "_metadata", "_source")
+    # Two and no more, since the garbage collector looks through those of a long list, too.
+    __slots__ = ("_context", "_source")
 
-    _source: tuple[Row, int, *tuple[object, ...]]  # row, expires_at in microseconds
-    _data: dict[str, Any]
-    _metadata: dict[str, Any]
+    _source: Row
+    _context: Context
 
     @property
     def _row(self) -> SessionRow:
-        row = self._source[0]
-        return row if isinstance(row, SessionRow) else SessionRow._make(row)
+        return SessionRow._make(self._source)
 
     @property
     def id(self) -> str:
@@ -138,25 +145,21 @@ class Session:
     @property
     def expires_at(self) -> datetime:
         """When the session times out, or would have, without further activity."""
-        return time_from_text(micros_to_text(min(LATEST, self._source[1])))
+        return time_from_text(micros_to_text(min(LATEST, self._expires_at)))
 
     @property
     def data(self) -> dict[str, Any]:
         """The application's data: a dict that belongs to this snapshot alone."""
-        try:
-            return self._data
-        except AttributeError:
-            self._data = _read(json.loads, self._row.data)
-            return self._data
+        if self._context.data is None:
+            self._context = self._context._replace(data=_read(json.loads, self._row.data))
+        return cast("dict[str, Any]", self._context.data)
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The data about the session: a dict that belongs to this snapshot alone."""
-        try:
-            return self._metadata
-        except AttributeError:
-            self._metadata = _read(json.loads, self._row.metadata)
-            return self._metadata
+        if self._context.metadata is None:
+            self._context = self._context._replace(metadata=_read(json.loads, self._row.metadata))
+        return cast("dict[str, Any]", self._context.metadata)
 
     @property
     def interaction_count(self) -> int:
@@ -174,8 +177,12 @@ class Session:
         """The time from start to end, or to the last activity while active; never negative."""
         return max(timedelta(0), (self.ended_at or self.last_activity) - self.started_at)
 
+    @property
+    def _expires_at(self) -> int:
+        return self._context.expiry.expires_at(self._source)
+
     def _scalars(self) -> tuple[Any, ...]:
-        return (*self._row[:6], self._row.interaction_count, self._source[1])
+        return (*self._row[:6], self._row.interaction_count, self._expires_at)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
@@ -193,17 +200,9 @@ class Session:
         return f"<Session {self.id[:8]} {self._row.status} interactions={self.interaction_count}>"
 
 
-def snapshot(row: Row, expires_at: int) -> Session:
-    """Return the snapshot of a row. A constructor would take twice as long where it matters."""
-    session = Session()
-    session._source = (row, expires_at)
-    return session
-
-
 def position(session: Session) -> tuple[str, str]:
     """Return where the session stands in the order of starting: started_at as text, and id."""
-    row = session._source[0]
-    return row[3], row[0]
+    return session._source[3], session._source[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +214,11 @@ class Expiry:
 
     timeout: int
     max_lifetime: int | None = None
+    context: Context = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the context of the snapshots."""
+        object.__setattr__(self, "context", Context(self))
 
     def expires_at(self, row: Row) -> int:
         """Return the moment at which the row's session times out."""
@@ -236,23 +240,26 @@ class Expiry:
             "lifetime_cutoff": lifetime_cutoff,
         }
 
+    def snapshot(self, row: Row) -> Session:
+        """Return the snapshot of a row. A constructor would take twice as long where it matters."""
+        session = Session()
+        session._source = row
+        session._context = self.context
+        return session
+
     def session(self, row: Row, now: int) -> Session:
-        """Return the snapshot of the row as it is at now."""
-        return session_at(row, self.expires_at(row), now)
+        """Return the snapshot of the row at now: timed out from expires_at on, swept or not."""
+        expires_at = self.expires_at(row)
+        if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
+            metadata = {**_read(json.loads, unswept.metadata), "end_reason": "timeout"}
+            row = unswept._replace(
+                status="timeout",
+                ended_at=micros_to_text(expires_at),
+                metadata=json.dumps(metadata, ensure_ascii=False),
+            )
+        return self.snapshot(row)
 
 
 def _cutoff(micros: int) -> str:
     """Turn a moment into text; one before all times into '', which sorts before all texts."""
     return micros_to_text(micros) if micros >= EARLIEST else ""
-
-
-def session_at(row: Row, expires_at: int, now: int) -> Session:
-    """Return the snapshot of a row at now: timed out from expires_at on, swept or not."""
-    if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
-        metadata = {**_read(json.loads, unswept.metadata), "end_reason": "timeout"}
-        row = unswept._replace(
-            status="timeout",
-            ended_at=micros_to_text(expires_at),
-            metadata=json.dumps(metadata, ensure_ascii=False),
-        )
-    return snapshot(row, expires_at)

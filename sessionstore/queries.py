@@ -10,8 +10,8 @@ of the upper-case constants below. SQL never asks for the time: the caller hands
 _COLUMNS = """id, child_id, status, started_at, ended_at, last_activity, data, metadata,
        interaction_count"""
 
-# The rule "has not timed out", for SQL; models.session_at holds it for Python. It filters and never
-# finds: the plus signs keep SQLite from choosing an index, or a range of one, by it.
+# The rule "has not timed out", for SQL; models.Expiry.session holds it for Python. It filters and
+# never finds: the plus signs keep SQLite from choosing an index, or a range of one, by it.
 _LIVE = """status = 'active'
    AND +last_activity > :idle_cutoff
    AND +started_at > :lifetime_cutoff"""

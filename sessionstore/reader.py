@@ -17,24 +17,26 @@ from .cache import LRUCache
 from .coherence import Coherence, slot_of
 from .concurrency import Batcher, Finish, Outcome
 from .database import Database
-from .models import Expiry, Session, SessionRow, session_at
+from .models import Context, Expiry, Session, SessionRow
 from .writer import Change, Commit
 
 CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
 
 
-# A row; its expires_at in microseconds since the epoch; until when it has certainly not timed out,
-# in seconds since the epoch; its slot; and the slot's word, noted before the row was read or set
-# when it was written. A plain tuple: a hit takes it apart, which is slower for a named one.
-CachedRow = tuple[SessionRow, int, float, int, int]
+# A row; until when it has certainly not timed out, in seconds since the epoch; its slot; and the
+# slot's word, noted before the row was read or set when it was written. A plain tuple: a hit takes
+# it apart, which is slower for a named one.
+CachedRow = tuple[SessionRow, float, int, int]
 
 
 # What SessionManager.get_session needs for a hit: the rows; the words; the clock; what notes a use;
-# and where it is counted. Plain, too.
-Hot = tuple[LRUCache[CachedRow], Coherence, Callable[[], float], Callable[[str], None], "Reader"]
+# where it is counted; and what a snapshot has beside its row. Plain, too.
+Hot = tuple[
+    LRUCache[CachedRow], Coherence, Callable[[], float], Callable[[str], None], "Reader", Context
+]
 
 # While there is no reader: nothing is found, so nothing else is asked for.
-NO_ROWS = cast("Hot", ({}, None, None, None, None))
+NO_ROWS = cast("Hot", ({}, None, None, None, None, None))
 
 
 class Reader:
@@ -51,7 +53,8 @@ class Reader:
         self._coherence = database.coherence
         self._expiry = expiry
         self._cache: LRUCache[CachedRow] = LRUCache(cache_size)
-        self.hot: Hot = (self._cache, self._coherence, clock, self._cache.move_to_end, self)
+        note_use = self._cache.move_to_end
+        self.hot: Hot = (self._cache, self._coherence, clock, note_use, self, expiry.context)
         self._batcher = Batcher[str, CachedRow | None](self._begin)
         self._data_version: int | None = None  # at the last sweep
         self._era = 0  # that ends when all is forgotten
@@ -64,13 +67,13 @@ class Reader:
     async def get(self, session_id: str, now: int) -> Session | None:
         """Return the snapshot of the session at now, or None where there is none."""
         cached = self._cache.get(session_id)
-        if cached is not None and self._coherence.is_current(*cached[3:]):
+        if cached is not None and self._coherence.is_current(*cached[2:]):
             self._cache.move_to_end(session_id)
             self.hits += 1
         else:
             self.misses += 1
             cached = await self._batcher.submit(session_id)
-        return None if cached is None else session_at(cached[0], cached[1], now)
+        return None if cached is None else self._expiry.session(cached[0], now)
 
     def remember(self, commit: Commit) -> None:
         """Keep the live rows of a commit, and drop what ended or was erased."""
@@ -99,7 +102,7 @@ class Reader:
         cached = self._cache.get(session_id)
         if cached is None:
             return
-        row, _, _, slot, word = cached
+        row, _, slot, word = cached
         if word == commit.words_before.get(slot) or session_id in kept:
             self._cache.put(session_id, self._as_cached(row.touched(moment), slot, commit.word))
             kept.add(session_id)
@@ -153,9 +156,9 @@ class Reader:
     def _as_cached(self, row: SessionRow, slot: int, word: int) -> CachedRow:
         expires_at = self._expiry.expires_at(row)
         true_until = expires_at / 1_000_000 - CLOCK_ROUNDING if row.status == "active" else math.inf
-        return row, expires_at, true_until, slot, word
+        return row, true_until, slot, word
 
     def _keep(self, cached: CachedRow) -> None:
-        row, _, _, slot, word = cached
+        row, _, slot, word = cached
         if self._coherence.is_current(slot, word):
             self._cache.put(row.id, cached)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from sessionstore import InvalidArgumentError, queries, store
 from sessionstore.migrations import migrate
-from sessionstore.models import Expiry, SessionRow, session_at, snapshot
+from sessionstore.models import Expiry, SessionRow
 from sessionstore.times import EARLIEST, LATEST, micros_from_text, micros_to_text, read_clock
 
 MOMENTS = st.integers(EARLIEST, LATEST)
 NOW = 1_700_000_000_000_000
+HOUR = Expiry(3_600_000_000)
 
 
 def row(started: int = NOW, last: int = NOW, **columns: Any) -> SessionRow:
@@ -104,21 +105,21 @@ def test_sql_and_python_agree_when_a_session_has_timed_out(
     in_python = expiry.session(session, now)
     assert in_python.is_active == bool(live) == (not timed_out)
     if timed_out:
-        swept = snapshot(timed_out[0], expiry.expires_at(session))
+        swept = expiry.snapshot(timed_out[0])
         assert swept == in_python
         assert swept.ended_at == swept.expires_at
 
 
 def test_snapshots_with_equal_fields_are_equal() -> None:
     """Equality goes by the fields, the decoded dicts among them, and hashes agree with it."""
-    one = snapshot(row(data='{"a":1,"b":2}'), NOW)
-    same = snapshot(row(data='{"b": 2, "a": 1}'), NOW)
+    one = HOUR.snapshot(row(data='{"a":1,"b":2}'))
+    same = HOUR.snapshot(row(data='{"b": 2, "a": 1}'))
     assert one == same
     assert hash(one) == hash(same)
-    assert hash(one) != hash(snapshot(row(data='{"a":1,"b":2}', id="other"), NOW))
-    assert one != snapshot(row(data='{"a":1}'), NOW)
-    assert one != snapshot(row(data='{"a":1,"b":2}'), NOW + 1)
-    assert one != snapshot(row(data='{"a":1,"b":2}', interaction_count=1), NOW)
+    assert hash(one) != hash(HOUR.snapshot(row(data='{"a":1,"b":2}', id="other")))
+    assert one != HOUR.snapshot(row(data='{"a":1}'))
+    assert one != Expiry(HOUR.timeout + 1).snapshot(row(data='{"a":1,"b":2}'))
+    assert one != HOUR.snapshot(row(data='{"a":1,"b":2}', interaction_count=1))
     assert one != "one"
     same.data["a"] = 2
     assert one != same
@@ -126,7 +127,7 @@ def test_snapshots_with_equal_fields_are_equal() -> None:
 
 def test_snapshots_are_immutable_and_can_be_copied() -> None:
     """No field can be set; copies, also by pickle, are equal."""
-    session = snapshot(row(data='{"a":[1]}'), NOW)
+    session = HOUR.snapshot(row(data='{"a":[1]}'))
     for name in ("status", "data", "anything"):
         with pytest.raises(AttributeError):
             setattr(session, name, "ended")
@@ -135,26 +136,26 @@ def test_snapshots_are_immutable_and_can_be_copied() -> None:
 
 def test_repr_shows_no_data_and_no_whole_id() -> None:
     """What may end up in a log names a session by eight characters and shows nothing of it."""
-    session = snapshot(row(id="0123456789abcdef", data='{"secret":1}', child_id="lina"), NOW)
+    session = HOUR.snapshot(row(id="0123456789abcdef", data='{"secret":1}', child_id="lina"))
     assert repr(session) == "<Session 01234567 active interactions=0>"
 
 
 def test_duration_is_never_negative() -> None:
     """A session that a clock set back ended before it started lasted no time."""
     ended = row(status="ended", ended_at=micros_to_text(NOW - 10))
-    assert snapshot(ended, NOW).duration == timedelta(0)
+    assert HOUR.snapshot(ended).duration == timedelta(0)
 
 
 def test_expires_at_stays_within_the_years_of_datetime() -> None:
     """A timeout beyond the year 9999 is shown as the end of that year."""
-    session = session_at(row(), LATEST + 1, NOW)
+    session = Expiry(LATEST).snapshot(row())
     assert session.expires_at == datetime.max.replace(tzinfo=UTC)
 
 
 def test_a_foreign_end_reason_that_is_no_text_is_none() -> None:
     """end_reason is a str or None, whatever another program wrote into metadata."""
     ended = row(status="ended", ended_at=micros_to_text(NOW), metadata='{"end_reason":[1]}')
-    assert snapshot(ended, NOW).end_reason is None
+    assert HOUR.snapshot(ended).end_reason is None
 
 
 def test_json_is_decoded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,7 @@ def test_json_is_decoded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         return loads(text)
 
     monkeypatch.setattr(json, "loads", counting)
-    session = session_at(row(data='{"a":1}'), NOW + 1, NOW)
+    session = HOUR.session(row(data='{"a":1}'), NOW)
     assert (session.is_active, session.expires_at, decoded) == (True, session.expires_at, [])
     assert session.data is session.data
     assert decoded == ['{"a":1}']
