@@ -4,10 +4,10 @@
 Each database file has `<database>-lock` beside it, which every process of ours locks and maps. An
 exclusive flock on it is held by each write job, checkpoint and close, so that writers of all
 processes queue in the kernel. The file is an array of 64-bit words: a revision, and a slot for each
-of 65,536 hashes of session ids. A write job that holds the lock raises the revision r by one, sets
-the slot of each session that it changes to 2r + 1 (in flight) before COMMIT, and to 2r after it. A
-reader that misses notes the slot's word before its SELECT and keeps the row with that word, unless
-it was odd. A hit counts only while the slot's word is still the one that was noted.
+of 65,536 hashes of session ids. For each COMMIT a write job, holding the lock, raises the revision
+r by one, sets the slot of each session that it may change to 2r + 1 (in flight), and to 2r after
+it. A reader that misses notes the slot's word before its SELECT and keeps the row with that word,
+unless it was odd. A hit counts only while the slot's word is still the one that was noted.
 
 Why no hit is stale, step by step. Let E be a row that was kept with the word w, and let a hit find
 w in the slot again. Let C be any commit to the session that was acknowledged before the hit began.

@@ -25,7 +25,7 @@ GUARD_HOLD = 0.001  # seconds
 
 
 class Turn:
-    """A job's turn to write: its job claims it, or its callers give it up, but never both."""
+    """A job's turn to write: claimed by its job, or given up by its callers, but never both."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience  # seconds
@@ -58,8 +58,8 @@ class Turn:
 
     def disclaim(self) -> None:
         """Take the claim back, where nothing was changed. For the job."""
-        self._claimed = False
         self._decided.release()
+        self._claimed = False
 
     @property
     def is_over(self) -> bool:
@@ -161,8 +161,9 @@ class Job(Generic[Result]):
 
     def hurry(self, patience: float) -> None:
         """Wait for a lock for so many seconds more, at most."""
-        if self._deadline is not None:
+        if self._deadline is not None and self._turn is not None:
             self._deadline = min(self._deadline, self._loop.time() + patience)
+            self._turn.patience = min(self._turn.patience, patience)
 
     def _run(self) -> Outcome[Result]:
         function = self._function

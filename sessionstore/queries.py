@@ -39,6 +39,7 @@ BEGIN_READ = "BEGIN DEFERRED"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
+SELECT_CHANGES = "SELECT changes()"  # of the last statement that writes; 0 where it was undone
 
 SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 33554432"  # bytes, when the WAL restarts
@@ -77,7 +78,7 @@ UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
   FROM {_MOMENTS} WHERE {_AT_MOMENT}
 """
 
-# Which those were, where there were fewer than moments: they fulfil the condition still.
+# Which those were, where there were fewer than moments: their last_activity is the moment now.
 SELECT_SESSIONS_TOUCHED = f"""
 SELECT sessions.id FROM sessions INDEXED BY sqlite_autoindex_sessions_1, {_MOMENTS}
  WHERE {_AT_MOMENT} AND last_activity = value
@@ -294,7 +295,6 @@ SELECT_SESSIONS_COLUMNS = "SELECT name FROM pragma_table_info('sessions')"
 CREATE_PREDECESSOR_ROWS = "CREATE TEMP TABLE predecessor_sessions AS SELECT * FROM main.sessions"
 
 DROP_SESSIONS = "DROP TABLE main.sessions"
-
 SELECT_PREDECESSOR_ROWS = "SELECT * FROM temp.predecessor_sessions ORDER BY rowid"
 
 DROP_PREDECESSOR_ROWS = "DROP TABLE temp.predecessor_sessions"

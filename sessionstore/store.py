@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The operations on the table, a function each, inside the caller's transaction.
+"""The operations on the table, a function each, inside the caller's transaction if there is one.
 
 A write returns a Change, and one that refuses raises a SessionStoreError before it has written
 anything. What is absent, ended or timed out changes nothing and gives an empty Change. What is
@@ -75,6 +75,8 @@ def touch_sessions(
     if count < len(moments):
         rows = connection.execute(queries.SELECT_SESSIONS_TOUCHED, parameters)
         done = {id_ for (id_,) in rows.fetchall()}
+        if len(done) != count:  # by a trigger of the host project's, or another program just now
+            raise StorageError("it cannot be told which sessions were touched")
     results: list[Change | None] = []
     for touch, _, _ in touches:
         is_done = touch.touched in done

@@ -53,14 +53,16 @@ def transaction(
 
 
 def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> None:
-    # A turn that was claimed for a transaction before this one is not given up any more.
-    late = time.monotonic() + (turn.patience if turn is not None else 0.0)
+    begun = time.monotonic()
     while True:
         try:
             connection.execute(begin)
             break
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or turn is None or turn.is_over or time.monotonic() > late:
+            if not is_busy(error) or turn is None or turn.is_over:
+                raise
+            # A turn that was claimed before, for another transaction, is not given up any more.
+            if time.monotonic() - begun > turn.patience:
                 raise
             turn.wait()
     if turn is not None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Group commit: writes of all tasks, gathered and committed as one transaction.
+"""Group commit: writes of all tasks, gathered and committed together.
 
 A write is a function of store.py; its result is a Change: what it did to which sessions. A caller
-gets its Change only after COMMIT, and after the cache has been told. Where an operation fails, the
-batch is rolled back and replayed one by one, so that only its own caller sees the error. Operations
-that one statement does together are a transaction by themselves. Nothing is known here of what an
-operation does.
+gets its Change only after COMMIT, and after the cache has been told. A batch is one transaction;
+where an operation fails, it is rolled back and replayed one by one, so that only its own caller
+sees the error. Operations that one statement does together need none; what it leaves does. Nothing
+is known here of what an operation does.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ from . import queries
 from .coherence import Coherence, slot_of
 from .concurrency import Batcher, Finish, Outcome
 from .database import Database, translate
-from .errors import SessionStoreError, StoreBusyError
+from .errors import SessionStoreError, StorageError, StoreBusyError
 from .jobs import Turn
 from .models import SessionRow
 from .transactions import SQLITE_ERRORS, is_busy, transaction
@@ -168,14 +168,23 @@ def _commit_at_once(
     results: Sequence[Change | Exception | None]
     try:
         results = together(connection, [each.arguments for each in operations])
-    except SQLITE_ERRORS as error:
-        if connection.total_changes == written:
+    except (*SQLITE_ERRORS, StorageError) as error:
+        if connection.total_changes == written or _is_undone(connection):
             turn.disclaim()
             return undone  # a transaction will meet the error again, and tell whose it is
-        results = [translate(error)] * len(operations)
+        # A trigger stopped it half done (RAISE(FAIL)), or who was touched cannot be told.
+        failure = StorageError("a trigger was in the way; it is unknown which calls were written")
+        failure.__cause__ = error
+        results = [failure] * len(operations)
     finally:
         word = coherence.settle(words_before)
     return Commit(results, word, words_before)
+
+
+def _is_undone(connection: sqlite3.Connection) -> bool:
+    """Say whether the last statement left nothing. Those of its triggers count in total_changes."""
+    undone: int = connection.execute(queries.SELECT_CHANGES).fetchone()[0]
+    return undone == 0
 
 
 def _commit_in_transaction(

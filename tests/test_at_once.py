@@ -2,6 +2,8 @@
 """Touches that come together: one statement, which SQLite commits by itself, and what is left."""
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
@@ -90,20 +92,60 @@ async def test_a_failure_after_the_commit_repeats_nothing(
     assert await counts(sessions, ids) == [1] * count
 
 
+def make_trigger(database: Path, what: str) -> None:
+    """Add a trigger of the host project's to the table."""
+    with closing(sqlite3.connect(database)) as shell:
+        shell.execute(f"CREATE TRIGGER host {what}; END")
+
+
 @pytest.mark.parametrize("action", ["ABORT", "ROLLBACK"])
+@pytest.mark.parametrize("audit", ["", "INSERT INTO audit SELECT old.id; "])
 async def test_a_trigger_that_refuses_one_touch_refuses_no_other(
-    sessions: SessionManager, database: Path, action: str
+    sessions: SessionManager, database: Path, action: str, audit: str
 ) -> None:
-    """The statement is undone as a whole, and each touch is then done by itself."""
+    """The statement is undone as a whole, and each touch is then done by itself.
+
+    So it is where triggers have written something, which SQLite's counter does not forget.
+    """
     ids = await create(sessions, 3)
     with closing(sqlite3.connect(database)) as shell:
-        shell.execute(
-            f"CREATE TRIGGER host AFTER UPDATE ON sessions WHEN old.id = '{ids[1]}'"
-            f" BEGIN SELECT RAISE({action}, 'no'); END"
-        )
+        shell.execute("CREATE TABLE audit (id TEXT)")
+    refuse = f"SELECT RAISE({action}, 'no') WHERE old.id = '{ids[1]}'"
+    make_trigger(database, f"AFTER UPDATE ON sessions BEGIN {audit}{refuse}")
     answers = await touch(sessions, ids)
     assert [type(answer) for answer in answers] == [bool, StorageError, bool]
     assert await counts(sessions, ids) == [1, 0, 1]
+    coherence = sessions._database.coherence
+    assert [coherence.word(slot_of(id_)) & 1 for id_ in ids] == [0] * 3  # nothing is in flight
+
+
+async def test_a_touch_that_cannot_be_told_is_not_repeated(
+    sessions: SessionManager, database: Path, clock: FakeClock
+) -> None:
+    """Where a trigger sets other times, and not all are there, all hear of it."""
+    ids = await create(sessions, 3)
+    round_down = "substr(new.last_activity, 1, 20) || '000000'"
+    update = f"UPDATE sessions SET last_activity = {round_down} WHERE id = new.id"
+    make_trigger(database, f"AFTER UPDATE OF interaction_count ON sessions BEGIN {update}")
+    clock.turn(0.5)
+    answers = await touch(sessions, [*ids, "not there"])
+    assert [type(answer) for answer in answers] == [StorageError] * 4
+    assert await counts(sessions, ids) == [1] * 3
+
+
+async def test_a_touch_that_was_given_up_is_not_written(
+    sessions: SessionManager, database: Path
+) -> None:
+    """Where another process keeps the lock file for too long, its later end changes nothing."""
+    ids = await create(sessions, 3)
+    descriptor = os.open(f"{database}-lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    answers = await touch(sessions, ids)
+    os.close(descriptor)
+    assert [type(answer) for answer in answers] == [StoreBusyError] * 3
+    assert await counts(sessions, ids) == [0] * 3
+    assert await touch(sessions, ids) == [True] * 3
+    assert await counts(sessions, ids) == [1] * 3
 
 
 @pytest.mark.parametrize("count", [1, 20])
@@ -135,34 +177,43 @@ async def test_closing_waits_hardly_any_longer_for_a_lock(database: Path, clock:
             assert [type(answer) for answer in await touching] == [StoreBusyError] * 3
 
 
+def leave(_: sqlite3.Connection, change: Change) -> Change:
+    """Stand for what an operation does by itself."""
+    return change
+
+
+@pytest.mark.parametrize("closing_down", [False, True])
 async def test_what_is_left_waits_no_longer_than_any_write(
-    sessions: SessionManager, database: Path
+    database: Path, clock: FakeClock, closing_down: bool
 ) -> None:
     """Where a lock comes between the commit and what is left, only that is given up."""
-    ids = await create(sessions, 1)
-    with closing(sqlite3.connect(database, isolation_level=None, check_same_thread=False)) as shell:
+    shell = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
 
-        def together(
-            connection: sqlite3.Connection, touches: list[tuple[Change]]
-        ) -> list[Change | None]:
-            connection.execute("UPDATE sessions SET data = '{}'")
-            shell.execute("BEGIN IMMEDIATE")
-            return [touches[0][0], None]
+    def together(
+        connection: sqlite3.Connection, touches: list[tuple[Change]]
+    ) -> list[Change | None]:
+        connection.execute("UPDATE sessions SET data = '{}'")
+        shell.execute("BEGIN IMMEDIATE")
+        return [touches[0][0], None]
 
-        def apply(_: sqlite3.Connection, change: Change) -> Change:
-            return change
-
-        async with asyncio.timeout(10):
-            answers = await asyncio.gather(
-                *(
-                    sessions._writer.submit_jointly(
-                        together, apply, Change((), id_, ""), durable=False
-                    )
-                    for id_ in (ids[0], "other")
-                ),
-                return_exceptions=True,
-            )
-    assert [type(answer) for answer in answers] == [Change, StoreBusyError]
+    timeout = 30 if closing_down else 0.5
+    sessions = SessionManager(database, clock=clock, busy_timeout=timeout, sweep_interval=None)
+    async with asyncio.timeout(10):
+        await sessions.open()
+        ids = [*await create(sessions, 1), "other"]
+        answers = asyncio.gather(
+            *(
+                sessions._writer.submit_jointly(together, leave, Change((), id_, ""), durable=False)
+                for id_ in ids
+            ),
+            return_exceptions=True,
+        )
+        if closing_down:
+            await asyncio.sleep(0.2)
+            await sessions.close()
+        assert [type(answer) for answer in await answers] == [Change, StoreBusyError]
+        shell.close()
+        await sessions.close()
 
 
 async def test_the_slots_are_in_flight_before_the_statement(sessions: SessionManager) -> None:
@@ -175,12 +226,9 @@ async def test_the_slots_are_in_flight_before_the_statement(sessions: SessionMan
         seen.extend(coherence.word(slot_of(id_)) for id_ in ids)
         return [change for (change,) in touches]
 
-    def apply(_: sqlite3.Connection, change: Change) -> Change:
-        return change
-
     await asyncio.gather(
         *(
-            sessions._writer.submit_jointly(together, apply, Change((), id_, ""), durable=False)
+            sessions._writer.submit_jointly(together, leave, Change((), id_, ""), durable=False)
             for id_ in ids
         )
     )
