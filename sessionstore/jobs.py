@@ -56,11 +56,6 @@ class Turn:
             raise StoreBusyError("given up before the lock was free")
         self._claimed = True
 
-    def disclaim(self) -> None:
-        """Take the claim back, where nothing was changed. For the job."""
-        self._decided.release()
-        self._claimed = False
-
     @property
     def is_over(self) -> bool:
         """Whether it was given up. For the job, to know when to stop trying."""

@@ -170,7 +170,6 @@ def _commit_at_once(
         results = together(connection, [each.arguments for each in operations])
     except (*SQLITE_ERRORS, StorageError) as error:
         if connection.total_changes == written or _is_undone(connection):
-            turn.disclaim()
             return undone  # a transaction will meet the error again, and tell whose it is
         # A trigger stopped it half done (RAISE(FAIL)), or who was touched cannot be told.
         failure = StorageError("a trigger was in the way; it is unknown which calls were written")

@@ -92,6 +92,17 @@ async def test_a_failure_after_the_commit_repeats_nothing(
     assert await counts(sessions, ids) == [1] * count
 
 
+async def test_a_statement_that_fails_at_once_is_made_up_for(
+    sessions: SessionManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was written, each touch is done by itself, whatever was done before."""
+    ids = await create(sessions, 3)
+    assert await touch(sessions, ids) == [True] * 3
+    monkeypatch.setattr(queries, "UPDATE_SESSIONS_ACTIVITY", "UPDATE nothing SET at_all = 1")
+    assert await touch(sessions, ids) == [True] * 3
+    assert await counts(sessions, ids) == [2] * 3
+
+
 def make_trigger(database: Path, what: str) -> None:
     """Add a trigger of the host project's to the table."""
     with closing(sqlite3.connect(database)) as shell:

@@ -170,5 +170,8 @@ def test_json_is_decoded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(json, "loads", counting)
     session = HOUR.session(row(data='{"a":1}'), NOW)
     assert (session.is_active, session.expires_at, decoded) == (True, session.expires_at, [])
-    assert session.data is session.data
-    assert decoded == ['{"a":1}']
+    data, metadata = session.data, session.metadata
+    assert (session.data, session.metadata) == ({"a": 1}, {})
+    assert session.data is data
+    assert session.metadata is metadata
+    assert decoded == ['{"a":1}', "{}"]
