@@ -73,7 +73,12 @@ class Reader:
         else:
             self.misses += 1
             cached = await self._batcher.submit(session_id)
-        return None if cached is None else self._expiry.session(cached[0], now)
+        if cached is None:
+            return None
+        row, true_until, _, _ = cached
+        if now < true_until * 1_000_000:
+            return self._expiry.snapshot(row)
+        return self._expiry.session(row, now)
 
     def remember(self, commit: Commit) -> None:
         """Keep the live rows of a commit, and drop what ended or was erased."""
@@ -128,27 +133,25 @@ class Reader:
         await self._batcher.close()
 
     def _begin(self, session_ids: list[str], _: float, finish: Finish[CachedRow | None]) -> None:
-        slots = {id_: slot_of(id_) for id_ in session_ids}
-        words = {slot: self._coherence.word(slot) for slot in slots.values()}
-        conclude = partial(self._conclude, session_ids, slots, words, self._era)
+        slots = ((id_, slot_of(id_)) for id_ in session_ids)
+        words = {id_: (slot, self._coherence.word(slot)) for id_, slot in slots}
+        conclude = partial(self._conclude, session_ids, words, self._era)
         self._database.reader.begin(
             store.select_sessions,
-            list(slots),
+            list(words),
             on_end=lambda outcome: finish(partial(conclude, outcome)),
         )
 
     def _conclude(
         self,
         session_ids: list[str],
-        slots: dict[str, int],
-        words: dict[int, int],
+        words: dict[str, tuple[int, int]],
         era: int,
         outcome: Outcome[list[SessionRow]],
     ) -> list[CachedRow | None]:
         found: dict[str, CachedRow] = {}
         for row in outcome():
-            slot = slots[row.id]
-            found[row.id] = cached = self._as_cached(row, slot, words[slot])
+            found[row.id] = cached = self._as_cached(row, *words[row.id])
             if era == self._era:
                 self._keep(cached)
         return [found.get(id_) for id_ in session_ids]
