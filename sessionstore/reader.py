@@ -17,7 +17,7 @@ from .cache import LRUCache
 from .coherence import Coherence, slot_of
 from .concurrency import Batcher, Finish, Outcome
 from .database import Database
-from .models import Context, Expiry, Session, SessionRow
+from .models import Context, Expiry, Row, Session, SessionRow
 from .writer import Change, Commit
 
 CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
@@ -26,7 +26,7 @@ CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off
 # A row; until when it has certainly not timed out, in seconds since the epoch; its slot; and the
 # slot's word, noted before the row was read or set when it was written. A plain tuple: a hit takes
 # it apart, which is slower for a named one.
-CachedRow = tuple[SessionRow, float, int, int]
+CachedRow = tuple[Row, float, int, int]
 
 
 # What SessionManager.get_session needs for a hit: the rows; the words; the clock; what notes a use;
@@ -109,7 +109,8 @@ class Reader:
             return
         row, _, slot, word = cached
         if word == commit.words_before.get(slot) or session_id in kept:
-            self._cache.put(session_id, self._as_cached(row.touched(moment), slot, commit.word))
+            touched = SessionRow._make(row).touched(moment)
+            self._cache.put(session_id, self._as_cached(touched, slot, commit.word))
             kept.add(session_id)
 
     async def notice_foreign_commits(self) -> None:
@@ -147,21 +148,21 @@ class Reader:
         session_ids: list[str],
         words: dict[str, tuple[int, int]],
         era: int,
-        outcome: Outcome[list[SessionRow]],
+        outcome: Outcome[list[Row]],
     ) -> list[CachedRow | None]:
         found: dict[str, CachedRow] = {}
         for row in outcome():
-            found[row.id] = cached = self._as_cached(row, *words[row.id])
+            found[row[0]] = cached = self._as_cached(row, *words[row[0]])
             if era == self._era:
                 self._keep(cached)
         return [found.get(id_) for id_ in session_ids]
 
-    def _as_cached(self, row: SessionRow, slot: int, word: int) -> CachedRow:
+    def _as_cached(self, row: Row, slot: int, word: int) -> CachedRow:
         expires_at = self._expiry.expires_at(row)
-        true_until = expires_at / 1_000_000 - CLOCK_ROUNDING if row.status == "active" else math.inf
+        true_until = expires_at / 1_000_000 - CLOCK_ROUNDING if row[2] == "active" else math.inf
         return row, true_until, slot, word
 
     def _keep(self, cached: CachedRow) -> None:
         row, _, slot, word = cached
         if self._coherence.is_current(slot, word):
-            self._cache.put(row.id, cached)
+            self._cache.put(row[0], cached)

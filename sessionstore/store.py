@@ -192,9 +192,10 @@ def purge_sessions(connection: sqlite3.Connection, cutoff: str, limit: int) -> C
     return Change(erased=[id_ for (id_,) in erased], is_all=len(erased) < limit)
 
 
-def select_sessions(connection: sqlite3.Connection, session_ids: list[str]) -> list[SessionRow]:
+def select_sessions(connection: sqlite3.Connection, session_ids: list[str]) -> list[Row]:
     """Return the rows with these ids, whatever their status."""
-    return _rows(connection, queries.SELECT_SESSIONS_BY_IDS, {"ids": json.dumps(session_ids)})
+    ids = {"ids": json.dumps(session_ids)}
+    return connection.execute(queries.SELECT_SESSIONS_BY_IDS, ids).fetchall()
 
 
 def select_active_sessions(

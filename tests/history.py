@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, Self
 
 from sessionstore import SessionManager, reader, store
 from sessionstore.coherence import Coherence
-from sessionstore.models import SessionRow
+from sessionstore.models import Row
 from sessionstore.writer import Change, Commit
 
 ROOT = Path(__file__).parents[1]
@@ -214,14 +214,12 @@ def note_late() -> None:
     """Note the words a little after the SELECT. All that is cached comes from one."""
     select, as_cached = store.select_sessions, reader.Reader._as_cached
 
-    def select_slowly(connection: sqlite3.Connection, session_ids: list[str]) -> list[SessionRow]:
+    def select_slowly(connection: sqlite3.Connection, session_ids: list[str]) -> list[Row]:
         rows = select(connection, session_ids)
         time.sleep(0.002)
         return rows
 
-    def as_cached_late(
-        self: reader.Reader, row: SessionRow, slot: int, word: int
-    ) -> reader.CachedRow:
+    def as_cached_late(self: reader.Reader, row: Row, slot: int, word: int) -> reader.CachedRow:
         return as_cached(self, row, slot, self._coherence.word(slot))
 
     def keep_nothing(self: reader.Reader, commit: Commit) -> None:
