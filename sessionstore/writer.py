@@ -161,7 +161,7 @@ def _commit_at_once(
     if len(session_ids) < len(operations):  # one of them would be left, for a second transaction
         return undone
     _set_durability(connection, operations)
-    turn.claim()
+    turn.claim()  # for what is left, too: that gives up by itself when its patience is over
     turn.announce()
     words_before = coherence.begin(map(slot_of, session_ids))
     written = connection.total_changes
@@ -173,7 +173,7 @@ def _commit_at_once(
             return undone  # a transaction will meet the error again, and tell whose it is
         # A trigger stopped it half done (RAISE(FAIL)), or who was touched cannot be told.
         failure = StorageError("a trigger was in the way; it is unknown which calls were written")
-        failure.__cause__ = error
+        failure.__cause__ = error if hasattr(error, "sqlite_errorcode") else None
         results = [failure] * len(operations)
     finally:
         word = coherence.settle(words_before)
