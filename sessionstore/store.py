@@ -59,7 +59,8 @@ def touch_sessions(
     """Touch many sessions in one statement. The expiry is the same for all.
 
     Gives None for each that is left to touch_session: not there, ended, timed out, ahead of the
-    clock or marked; or a second touch of the same session.
+    clock or marked; or a second touch of the same session. Raises StorageError, unlike other writes
+    after it has written, where it cannot be told which sessions it has touched.
     """
     first, expiry, now = touches[0]
     if len(touches) == 1:

@@ -36,7 +36,8 @@ def transaction(
 ) -> Iterator[None]:
     """Commit when the block ends, and roll back when it, or the COMMIT itself, raises.
 
-    With a turn, wait for other programs' locks until it is given up, and claim it then.
+    With a turn, wait for other programs' locks until it is given up, and claim it then. One that
+    was claimed before, for another transaction, is not given up any more: its patience ends.
     """
     _begin(connection, turn, begin)
     try:
@@ -61,7 +62,6 @@ def _begin(connection: sqlite3.Connection, turn: Turn | None, begin: str) -> Non
         except sqlite3.OperationalError as error:
             if not is_busy(error) or turn is None or turn.is_over:
                 raise
-            # A turn that was claimed before, for another transaction, is not given up any more.
             if time.monotonic() - begun > turn.patience:
                 raise
             turn.wait()

@@ -5,8 +5,9 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -188,9 +189,20 @@ async def test_closing_waits_hardly_any_longer_for_a_lock(database: Path, clock:
             assert [type(answer) for answer in await touching] == [StoreBusyError] * 3
 
 
-def leave(_: sqlite3.Connection, change: Change) -> Change:
-    """Stand for what an operation does by itself."""
-    return change
+Together = Callable[[sqlite3.Connection, list[tuple[Change]]], list[Change | None]]
+
+
+async def submit(
+    sessions: SessionManager, together: Together, ids: Sequence[str]
+) -> list[Change | BaseException]:
+    """Write operations of a test's own at the same time, which do nothing by themselves."""
+
+    def apply(_: sqlite3.Connection, change: Change) -> Change:
+        return change
+
+    changes = [Change((), id_, "") for id_ in ids]
+    submit_one = partial(sessions._writer.submit_jointly, together, apply, durable=False)
+    return await asyncio.gather(*map(submit_one, changes), return_exceptions=True)
 
 
 @pytest.mark.parametrize("closing_down", [False, True])
@@ -212,13 +224,7 @@ async def test_what_is_left_waits_no_longer_than_any_write(
     async with asyncio.timeout(10):
         await sessions.open()
         ids = [*await create(sessions, 1), "other"]
-        answers = asyncio.gather(
-            *(
-                sessions._writer.submit_jointly(together, leave, Change((), id_, ""), durable=False)
-                for id_ in ids
-            ),
-            return_exceptions=True,
-        )
+        answers = asyncio.create_task(submit(sessions, together, ids))
         if closing_down:
             await asyncio.sleep(0.2)
             await sessions.close()
@@ -237,11 +243,7 @@ async def test_the_slots_are_in_flight_before_the_statement(sessions: SessionMan
         seen.extend(coherence.word(slot_of(id_)) for id_ in ids)
         return [change for (change,) in touches]
 
-    await asyncio.gather(
-        *(
-            sessions._writer.submit_jointly(together, leave, Change((), id_, ""), durable=False)
-            for id_ in ids
-        )
-    )
+    changes = await submit(sessions, together, ids)
+    assert [type(change) for change in changes] == [Change, Change]
     assert [word & 1 for word in seen] == [1, 1]
     assert [coherence.word(slot_of(id_)) & 1 for id_ in ids] == [0, 0]
