@@ -1,1 +1,1 @@
-sessionstore/schema.sql
+sessionstore/sqlite/schema.sql

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from sessionstore.terminal import flush, give_up_output, say, set_up, table
+from sessionstore.cli.terminal import flush, give_up_output, say, set_up, table
 
 from . import chart, report
 from .bench import Bench, Scenario

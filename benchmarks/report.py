@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sessionstore.terminal import table
+from sessionstore.cli.terminal import table
 
 from .bench import Scenario
 from .goals import Outcome

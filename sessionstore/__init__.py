@@ -13,7 +13,7 @@ from .errors import (
     StoreClosedError,
 )
 from .manager import SessionManager
-from .models import Session, SessionStats, SessionStatus
+from .session import Session, SessionStats, SessionStatus
 
 __all__ = [
     "InvalidArgumentError",

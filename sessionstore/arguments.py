@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from .errors import InvalidArgumentError
-from .models import Session, SessionStatus, position
+from .session import Session, SessionStatus, position
 
 MAX_DEPTH = 64
 MAX_ID_LENGTH = 36

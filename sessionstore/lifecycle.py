@@ -19,15 +19,15 @@ from types import TracebackType
 from typing import Self
 
 from .arguments import check_count, check_database, check_micros, check_switch
-from .concurrency import finish
-from .database import Database
-from .ending import Ender, OnEnd
+from .endings import Ender, OnEnd
 from .errors import InvalidArgumentError, SessionStoreError, StorageError, StoreClosedError
-from .models import Expiry
-from .reader import NO_ROWS, Reader
+from .session import Expiry
+from .sqlite.concurrency import finish
+from .sqlite.database import Database
+from .sqlite.reader import NO_ROWS, Reader
+from .sqlite.times import EARLIEST, micros_to_text, read_clock
+from .sqlite.writer import Change, Commit, Writer
 from .sweeper import ClockWatch, Sweeper, read_uptime
-from .times import EARLIEST, micros_to_text, read_clock
-from .writer import Change, Commit, Writer
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from datetime import timedelta
 from sqlite3 import Connection, sqlite_version
 from typing import Any, TypeVarTuple
 
-from . import store
 from .arguments import (
     check_count,
     check_keys,
@@ -25,9 +24,10 @@ from .arguments import (
     encode_object,
 )
 from .lifecycle import Lifecycle
-from .models import Row, Session, SessionRow, SessionStats, SessionStatus
-from .times import micros_to_text
-from .writer import Change
+from .session import Row, Session, SessionRow, SessionStats, SessionStatus
+from .sqlite import store
+from .sqlite.times import micros_to_text
+from .sqlite.writer import Change
 
 logger = logging.getLogger(__name__)
 

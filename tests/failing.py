@@ -33,7 +33,7 @@ from sessionstore import (
     wal,
     writer,
 )
-from sessionstore.jobs import Turn
+from sessionstore.sqlite.jobs import Turn
 
 from . import disk
 from .conftest import FakeClock

@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["sessionstore"]):
         times,
         usage,
     )
-    from sessionstore.migrations import migrate
+    from sessionstore.sqlite.schema import migrate
 
 from .hostile import (
     HOSTILE,

@@ -35,9 +35,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from sessionstore import SessionManager, reader, store
-from sessionstore.coherence import Coherence
-from sessionstore.models import Row
-from sessionstore.writer import Change, Commit
+from sessionstore.session import Row
+from sessionstore.sqlite.sidecar import Coherence
+from sessionstore.sqlite.writer import Change, Commit
 
 ROOT = Path(__file__).parents[1]
 DAY = 86_400.0

@@ -33,8 +33,8 @@ from sessionstore import (
     queries,
     writer,
 )
-from sessionstore.ending import CHUNK
-from sessionstore.wal import WriteAheadLog
+from sessionstore.endings import CHUNK
+from sessionstore.sqlite.wal import WriteAheadLog
 
 OWNERS = 4  # tasks of a life that have sessions of their own
 BATCH = 40  # sessions that are created at once

@@ -28,9 +28,9 @@ from typing import Any
 from unittest.mock import patch
 
 from sessionstore import SessionManager, files, migrations, queries, writer
-from sessionstore.coherence import Coherence
-from sessionstore.jobs import Turn
-from sessionstore.writer import Commit
+from sessionstore.sqlite.jobs import Turn
+from sessionstore.sqlite.sidecar import Coherence
+from sessionstore.sqlite.writer import Commit
 
 from .conftest import FakeClock
 from .disk import Disk, Fate, Kind, Record, environment, read_log, run

@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 
 from sessionstore import SessionManager, StorageError, StoreBusyError, queries
-from sessionstore.coherence import slot_of
-from sessionstore.writer import Change
+from sessionstore.sqlite.sidecar import slot_of
+from sessionstore.sqlite.writer import Change
 
 from .conftest import FakeClock
 from .test_writer import trace

@@ -28,8 +28,8 @@ import pytest
 
 import sessionstore
 from sessionstore import SessionManager, __version__, demo
-from sessionstore.cli import main
-from sessionstore.terminal import OneLineFormatter, table
+from sessionstore.cli.main import main
+from sessionstore.cli.terminal import OneLineFormatter, table
 
 from .conftest import FakeClock
 

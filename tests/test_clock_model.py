@@ -27,9 +27,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sessionstore import queries, store
+from sessionstore.sqlite import queries, store
+from sessionstore.sqlite.writer import Change
 from sessionstore.sweeper import MAX_JUMP, ClockWatch
-from sessionstore.writer import Change
 
 from .children import Child, Line
 from .clocks import DAY, HOUR, MINUTE, TIMEOUT, YEAR, Ledger, Times, Watched

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from sessionstore import InvalidArgumentError, Session, SessionManager, store, sweeper
+from sessionstore.sqlite.writer import Change
 from sessionstore.sweeper import MAX_JUMP, ClockWatch
-from sessionstore.writer import Change
 
 from .clocks import DAY, HOUR, MINUTE, TIMEOUT, YEAR, Times, Watched
 from .conftest import START, FakeClock

@@ -14,10 +14,10 @@ import pytest
 
 from sessionstore import SessionManager, store
 from sessionstore import coherence as coherence_module
-from sessionstore.coherence import SLOTS, Coherence, slot_of
-from sessionstore.jobs import Turn
-from sessionstore.times import micros_to_text
-from sessionstore.writer import Change, Commit
+from sessionstore.sqlite.jobs import Turn
+from sessionstore.sqlite.sidecar import SLOTS, Coherence, slot_of
+from sessionstore.sqlite.times import micros_to_text
+from sessionstore.sqlite.writer import Change, Commit
 
 from .conftest import FakeClock
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sessionstore import SessionManager, terminal, usage
-from sessionstore.cli import main
+from sessionstore.cli.main import main
 
 from . import hostile
 from .test_cli import COMMAND, is_one_line

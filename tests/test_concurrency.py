@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 
 from sessionstore import StoreClosedError
-from sessionstore.concurrency import CROWD, Batcher, Finish, finish
+from sessionstore.sqlite.concurrency import CROWD, Batcher, Finish, finish
 
 
 class Gate:

@@ -23,7 +23,7 @@ from sessionstore import (
     queries,
     wal,
 )
-from sessionstore.database import Database, translate
+from sessionstore.sqlite.database import Database, translate
 
 from .conftest import FakeClock
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sessionstore import SessionManager, queries, wal
-from sessionstore.preparation import has_wal_reset_bug
+from sessionstore.sqlite.preparation import has_wal_reset_bug
 
 from .children import Child, Line
 from .conftest import FakeClock

@@ -21,7 +21,7 @@ import pytest
 
 import sessionstore
 from sessionstore import SchemaError, SessionManager, migrations, queries
-from sessionstore.transactions import split_script
+from sessionstore.sqlite.transactions import split_script
 
 PACKAGE = Path(sessionstore.__file__).parent
 NOW = "2024-01-01 00:00:00.000000"

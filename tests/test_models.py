@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sessionstore import InvalidArgumentError, queries, store
-from sessionstore.migrations import migrate
-from sessionstore.models import Expiry, SessionRow
-from sessionstore.times import EARLIEST, LATEST, micros_from_text, micros_to_text, read_clock
+from sessionstore.session import Expiry, SessionRow
+from sessionstore.sqlite.schema import migrate
+from sessionstore.sqlite.times import EARLIEST, LATEST, micros_from_text, micros_to_text, read_clock
 
 MOMENTS = st.integers(EARLIEST, LATEST)
 NOW = 1_700_000_000_000_000

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sessionstore import queries
+from sessionstore.sqlite import queries
 
 from . import disk, power
 from .power import Life

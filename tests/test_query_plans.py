@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from sessionstore import queries, store
-from sessionstore.models import Expiry, SessionRow
-from sessionstore.times import micros_from_text, micros_to_text
+from sessionstore.session import Expiry, SessionRow
+from sessionstore.sqlite import queries, store
+from sessionstore.sqlite.times import micros_from_text, micros_to_text
 
 SCHEMA = (Path(queries.__file__).parent / "schema.sql").read_text()
 

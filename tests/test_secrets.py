@@ -23,7 +23,7 @@ from sessionstore import (
     manager,
     sweeper,
 )
-from sessionstore.models import SessionRow
+from sessionstore.session import SessionRow
 
 from .conftest import FakeClock
 from .leaks import ID, watch

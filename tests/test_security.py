@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from sessionstore import SessionManager, files, preparation, queries
-from sessionstore.database import Database
-from sessionstore.wal import WriteAheadLog
+from sessionstore.sqlite.database import Database
+from sessionstore.sqlite.wal import WriteAheadLog
 
 from .children import ROOT, Child, Line
 from .conftest import FakeClock

@@ -30,11 +30,11 @@ import pytest
 
 from sessionstore import Session, SessionManager, StoreBusyError, StoreClosedError
 from sessionstore import database as database_module
-from sessionstore.concurrency import Batcher
-from sessionstore.database import Connection, Database
-from sessionstore.ending import Ender
+from sessionstore.endings import Ender
+from sessionstore.sqlite.concurrency import Batcher
+from sessionstore.sqlite.database import Connection, Database
+from sessionstore.sqlite.writer import Change
 from sessionstore.sweeper import Sweeper
-from sessionstore.writer import Change
 
 from . import kills
 from .children import (

@@ -29,8 +29,8 @@ from sessionstore import (
     queries,
     store,
 )
-from sessionstore.coherence import SLOTS, Coherence
-from sessionstore.jobs import Turn
+from sessionstore.sqlite.jobs import Turn
+from sessionstore.sqlite.sidecar import SLOTS, Coherence
 
 from .children import Child, Line, is_locked
 from .conftest import FakeClock

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessionstore import SessionManager, SessionStatus, queries
-from sessionstore.models import Expiry, SessionRow
-from sessionstore.store import insert_session, time_out_sessions
-from sessionstore.times import micros_to_text
+from sessionstore.session import Expiry, SessionRow
+from sessionstore.sqlite.store import insert_session, time_out_sessions
+from sessionstore.sqlite.times import micros_to_text
 
 from .conftest import START, FakeClock
 from .test_query_plans import SCHEMA, steps_of

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessionstore import store
-from sessionstore.migrations import migrate
-from sessionstore.models import Expiry, SessionRow
-from sessionstore.times import micros_to_text
-from sessionstore.writer import NO_CHANGE, Change
+from sessionstore.session import Expiry, SessionRow
+from sessionstore.sqlite import store
+from sessionstore.sqlite.schema import migrate
+from sessionstore.sqlite.times import micros_to_text
+from sessionstore.sqlite.writer import NO_CHANGE, Change
 
 from .test_query_plans import steps_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sessionstore import Session, SessionManager
-from sessionstore.files import size_at
+from sessionstore.sqlite.files import size_at
 from sessionstore.sweeper import ClockWatch, Sweeper
 
 from .conftest import FakeClock

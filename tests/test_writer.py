@@ -14,9 +14,9 @@ import pytest
 
 from sessionstore import SessionManager, StorageError, StoreBusyError, store
 from sessionstore import database as database_module
-from sessionstore.jobs import Turn
-from sessionstore.migrations import migrate
-from sessionstore.writer import NO_CHANGE, PATIENCE, Change, Operation, _apply_all
+from sessionstore.sqlite.jobs import Turn
+from sessionstore.sqlite.schema import migrate
+from sessionstore.sqlite.writer import NO_CHANGE, PATIENCE, Change, Operation, _apply_all
 
 from .conftest import FakeClock
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
+from ..errors import StoreBusyError
 from .concurrency import Outcome
-from .errors import StoreBusyError
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from .errors import StoreClosedError
+from ..errors import StoreClosedError
 
 CROWD = 32  # items that are worth a batch beside another one
 

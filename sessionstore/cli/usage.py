@@ -11,10 +11,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from . import __version__
-from .arguments import check_count, check_database, check_micros, check_text
-from .errors import InvalidArgumentError
-from .models import SessionStatus
+from .. import __version__
+from ..arguments import check_count, check_database, check_micros, check_text
+from ..errors import InvalidArgumentError
+from ..session import SessionStatus
 from .terminal import printable
 
 Value = TypeVar("Value")

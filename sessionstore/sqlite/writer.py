@@ -16,13 +16,13 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVarTuple, cast
 
+from ..errors import SessionStoreError, StorageError, StoreBusyError
+from ..session import SessionRow
 from . import queries
-from .coherence import Coherence, slot_of
 from .concurrency import Batcher, Finish, Outcome
 from .database import Database, translate
-from .errors import SessionStoreError, StorageError, StoreBusyError
 from .jobs import Turn
-from .models import SessionRow
+from .sidecar import Coherence, slot_of
 from .transactions import SQLITE_ERRORS, is_busy, transaction
 
 Arguments = TypeVarTuple("Arguments")

@@ -12,8 +12,9 @@ import sqlite3
 from importlib.resources import files
 from typing import NamedTuple
 
-from . import adoption, queries
-from .errors import SchemaError
+from ..errors import SchemaError
+from . import predecessor as adoption
+from . import queries
 from .transactions import primary_code, split_script, transaction
 
 

@@ -11,8 +11,9 @@ import time
 from contextlib import closing
 from urllib.parse import quote
 
-from . import migrations, queries
-from .errors import StorageError
+from ..errors import StorageError
+from . import queries
+from . import schema as migrations
 from .files import make_folder, make_private, size_at
 from .jobs import Turn
 from .transactions import is_busy, primary_code, transaction

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
+from ..cache import LRUCache
+from ..session import Context, Expiry, Row, Session, SessionRow
 from . import store
-from .cache import LRUCache
-from .coherence import Coherence, slot_of
 from .concurrency import Batcher, Finish, Outcome
 from .database import Database
-from .models import Context, Expiry, Row, Session, SessionRow
+from .sidecar import Coherence, slot_of
 from .writer import Change, Commit
 
 CLOCK_ROUNDING = 0.000_01  # seconds, more than a float of today's times is off

@@ -12,11 +12,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..arguments import dump_object
+from ..errors import InvalidArgumentError, StorageError
+from ..session import Expiry, Row, SessionRow, SessionStatus
 from . import queries
-from .arguments import dump_object
-from .errors import InvalidArgumentError, StorageError
 from .jobs import Turn
-from .models import Expiry, Row, SessionRow, SessionStatus
 from .times import micros_from_text, micros_to_text
 from .transactions import transaction
 from .writer import NO_CHANGE, Change

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from .errors import InvalidArgumentError, StorageError
+from ..errors import InvalidArgumentError, StorageError
 
 UNREADABLE = "a row holds what cannot be read; restore a backup"  # and no error quotes it
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 from .errors import StorageError
-from .times import (
+from .sqlite.times import (
     EARLIEST,
     LATEST,
     UNREADABLE,

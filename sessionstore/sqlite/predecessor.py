@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..arguments import check_count, check_session_id, check_text
+from ..errors import SchemaError
+from ..session import SessionRow, SessionStatus
 from . import queries
-from .arguments import check_count, check_session_id, check_text
-from .errors import SchemaError
 from .files import create_private
-from .models import SessionRow, SessionStatus
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from typing import Any, TypeVar, TypeVarTuple
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from .coherence import Coherence
+from ..errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .concurrency import Outcome, finish, resolve
-from .errors import SessionStoreError, StorageError, StoreBusyError, StoreClosedError
 from .files import identity_at
 from .jobs import Errand, Job, Turn
 from .preparation import check, check_version, connect, prepare_reader, prepare_writer
+from .sidecar import Coherence
 from .transactions import SQLITE_ERRORS, is_busy, primary_code
 from .wal import WriteAheadLog
 

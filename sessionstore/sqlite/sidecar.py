@@ -61,7 +61,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from .errors import StoreBusyError
+from ..errors import StoreBusyError
 from .files import create_private, identity
 from .jobs import Turn
 

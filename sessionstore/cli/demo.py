@@ -27,9 +27,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from .manager import SessionManager
-from .models import Session, SessionStats
-from .sweeper import Sweeper
+from ..manager import SessionManager
+from ..session import Session, SessionStats
+from ..sweeper import Sweeper
 
 MINUTE = 0.07  # real seconds that a minute of the demo's clock takes, at least
 SWEEP_INTERVAL = 0.2  # real seconds

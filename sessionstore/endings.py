@@ -14,10 +14,10 @@ from contextvars import ContextVar
 from sqlite3 import Connection
 from typing import Any, TypeVar, TypeVarTuple
 
-from . import store
 from .errors import StoreClosedError
-from .models import Expiry, Session, SessionRow
-from .writer import Change, Writer
+from .session import Expiry, Session, SessionRow
+from .sqlite import store
+from .sqlite.writer import Change, Writer
 
 logger = logging.getLogger(__name__)
 

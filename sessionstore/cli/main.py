@@ -17,10 +17,10 @@ import tempfile
 from datetime import datetime
 from typing import Any
 
+from ..errors import SessionStoreError
+from ..manager import SessionManager
+from ..session import Session, SessionStats
 from . import demo
-from .errors import SessionStoreError
-from .manager import SessionManager
-from .models import Session, SessionStats
 from .terminal import (
     Meter,
     complain,

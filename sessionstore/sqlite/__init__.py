@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The embedded engine: one SQLite file in WAL mode."""
