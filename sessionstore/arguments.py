@@ -1,274 +1,238 @@
 # SPDX-License-Identifier: MIT
-"""The checks of what callers hand in.
+"""Checks of what callers hand in.
 
 Each function takes one argument with its name and returns it in the form that the package uses, or
-raises InvalidArgumentError with what was wrong. What is returned is built from exact built-in types
-only: of a subclass the built-in content is taken, and no method that it overrides is called. No
-message repeats the data. Nothing is queued or written before these checks have passed.
+raises InvalidArgumentError with what was wrong and, for data, where. No message repeats a value.
+Nothing has been queued or written before these checks have passed.
 """
 
 import json
-import math
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from itertools import islice
 from typing import Any
+from uuid import UUID
 
-from .errors import InvalidArgumentError
-from .session import Session, SessionStatus, position
+from .errors import InvalidArgumentError, StorageError
+from .session import UNREADABLE, Session, SessionStatus, position
 
 MAX_DEPTH = 64
 MAX_ID_LENGTH = 36
 MAX_TEXT = 255
+MAX_KEY_SHOWN = 40
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_URL_SCHEMES = ("sqlite://", "sqlite+aiosqlite://")
 _MICROSECOND = timedelta(microseconds=1)
-_name_of = type.__dict__["__name__"].__get__  # of a class, whatever its metaclass says
 
 
 def check_text(name: str, value: object) -> str:
     """Return a text of 1 to 255 characters that every other program can read, too."""
-    if not issubclass(type(value), str):
-        raise InvalidArgumentError(f"{name} must be a str, not {_name_of(type(value))}")
-    text = str.__str__(value)
-    if not 1 <= len(text) <= MAX_TEXT:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a str, not {type(value).__name__}")
+    if not 1 <= len(value) <= MAX_TEXT:
         raise InvalidArgumentError(
-            f"{name} must have 1 to {MAX_TEXT} characters; it has {len(text)}"
+            f"{name} must have 1 to {MAX_TEXT} characters; it has {len(value)}"
         )
-    _check_characters(name, text)
-    return text
+    problem = _problem_of_text(value)
+    if problem:
+        raise InvalidArgumentError(f"{name} {problem}")
+    return value
+
+
+def check_owner(value: object) -> str:
+    """Return the id of whoever owns a session: a text, or a UUID as text."""
+    return check_text("child_id", str(value) if isinstance(value, UUID) else value)
 
 
 def check_session_id(value: object) -> str | None:
-    """Return an id that may be in the table, or None for what cannot be one."""
-    if not issubclass(type(value), str):
-        return None
-    text = str.__str__(value)
-    if not 1 <= len(text) <= MAX_ID_LENGTH:
-        return None
-    return text if text.isprintable() else None  # no NUL, and no lone surrogate
+    """Return an id that may be in the store, or None for what cannot be one."""
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH and value.isprintable():
+        return value
+    return None
+
+
+def check_spared_id(value: object) -> str | None:
+    """Return the id of the session to spare. What is no id is refused: it would spare none."""
+    if value is None or isinstance(value, str | UUID):
+        return check_session_id(value)
+    raise InvalidArgumentError(f"except_id must be a str, not {type(value).__name__}")
 
 
 def check_micros(name: str, value: object, *, minimum: int = 1) -> int:
     """Return a length of time, given as a timedelta or in seconds, in microseconds."""
+    if isinstance(value, bool) or not isinstance(value, timedelta | int | float):
+        raise InvalidArgumentError(f"{name} must be a timedelta, or a number of seconds")
     try:
-        micros: int = timedelta.__floordiv__(_length(value), _MICROSECOND)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgumentError(
-            f"{name} must be a timedelta, or seconds within the range of one"
-        ) from error
+        length = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    except (ValueError, OverflowError) as error:  # NaN, infinity, or beyond a timedelta
+        raise InvalidArgumentError(f"{name} must be within the range of a timedelta") from error
+    micros = length // _MICROSECOND
     if micros < minimum:
         raise InvalidArgumentError(f"{name} must be {'positive' if minimum else 'zero or more'}")
     return micros
 
 
-def _length(value: Any) -> timedelta:
-    kind = type(value)
-    if issubclass(kind, timedelta):
-        length: timedelta = value
-        return length
-    if kind is bool:
-        raise TypeError("a bool is no length of time")
-    return timedelta(
-        seconds=float.__float__(value) if issubclass(kind, float) else int.__int__(value)
-    )
-
-
-def check_count(name: str, value: Any, *, minimum: int = 0) -> int:
-    """Return a whole number of at least minimum that SQLite can hold."""
-    kind = type(value)
-    number = int.__int__(value) if issubclass(kind, int) and kind is not bool else -1
-    if not minimum <= number < 2**63:
+def check_count(name: str, value: object, *, minimum: int = 0) -> int:
+    """Return a whole number of at least minimum, below 2**63."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:
         raise InvalidArgumentError(f"{name} must be a whole number of at least {minimum}")
-    return number
+    return value
 
 
 def check_switch(name: str, value: object) -> bool:
     """Return True or False, which nothing else stands for."""
-    if type(value) is not bool:
+    if not isinstance(value, bool):
         raise InvalidArgumentError(f"{name} must be True or False")
     return value
 
 
 def check_status(value: object) -> str:
     """Return the status with this text."""
-    text = str.__str__(value) if issubclass(type(value), str) else ""
-    if text not in list(SessionStatus):
+    if not isinstance(value, str) or value not in list(SessionStatus):
         raise InvalidArgumentError(f"status must be one of {', '.join(SessionStatus)}")
-    return text
+    return str(value)
 
 
-def check_spared_id(value: object) -> str | None:
-    """Return the id of the session to spare. What is no str is refused: it would spare none."""
-    if value is not None and not issubclass(type(value), str):
-        raise InvalidArgumentError(f"except_id must be a str, not {_name_of(type(value))}")
-    return check_session_id(value)
-
-
-def check_position(value: object) -> tuple[str, str]:
-    """Return where the last session of a page stands: its started_at as text, and its id."""
-    if type(value) is not Session or not hasattr(value, "_source"):
+def check_position(value: object) -> tuple[int, str]:
+    """Return where the last session of a page stands: its started_at and its id."""
+    if not isinstance(value, Session):
         raise InvalidArgumentError("after must be a Session, the last one of the page before")
     return position(value)
 
 
-def check_keys(name: str, value: Iterable[str], limit: int) -> tuple[str, ...]:
+def check_keys(name: str, value: Iterable[str]) -> tuple[str, ...]:
     """Return the keys of an iterable of strings. One bare string is refused: it is many keys."""
-    if issubclass(type(value), str | bytes):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise InvalidArgumentError(f"{name} must be several keys, such as a list, not one")
-    try:
-        keys = tuple(islice(value, min(limit, sys.maxsize - 1) + 1))
-    except Exception as error:  # an iterable's own methods may raise anything
-        raise InvalidArgumentError(f"{name} must be an iterable of keys") from error
-    if len(keys) > limit:  # it may have no end
-        raise InvalidArgumentError(f"{name} must not hold more than {limit} keys")
-    if not all(issubclass(type(key), str) for key in keys):
+    keys = tuple(value)
+    if not all(isinstance(key, str) for key in keys):
         raise InvalidArgumentError(f"{name} must hold str keys only")
-    return tuple(str.__str__(key) for key in keys)
-
-
-def check_database(database: object) -> str:
-    """Return the path that a path or URL names, or ":memory:"."""
-    is_text = issubclass(type(database), str)
-    try:
-        text = str.__str__(database if is_text else os.fsdecode(database))  # type: ignore[arg-type]
-        os.fsencode(text)  # a lone surrogate is no byte of a path, but for those of fsdecode
-    except Exception as error:  # a path's own methods may raise anything
-        raise InvalidArgumentError("database must be a path or a sqlite:/// URL") from error
-    scheme, separator, path = text.partition("://")
-    if separator and is_text:
-        if scheme + separator not in _URL_SCHEMES:
-            raise InvalidArgumentError("database URL must start with sqlite:///")
-        if path and not path.startswith("/"):
-            raise InvalidArgumentError("database URL has a host; write sqlite:/// with 3 slashes")
-        if "?" in path:
-            raise InvalidArgumentError("database URL must not have parameters")
-        text = path[1:] or ":memory:"
-    if not text or "\0" in text:
-        raise InvalidArgumentError("database must be a path: not empty, and without NUL")
-    return text
+    return keys
 
 
 def encode_object(name: str, value: object, max_bytes: int) -> str:
-    """Return a mapping as a JSON object that decodes to an equal dict."""
+    """Return a mapping as a JSON object that decodes to an equal dict.
+
+    Raises:
+        InvalidArgumentError: it would not come back equal, has more than 64 levels, holds NUL or a
+            lone surrogate, or has more than max_bytes in UTF-8.
+    """
     if value is None:
         return "{}"
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(f"{name} must be a mapping, not {type(value).__name__}")
+    plain = value if isinstance(value, dict) else dict(value)
     try:
-        if not issubclass(type(value), dict):
-            value = _read(name, value, max_bytes)
-        plain = _Copier(name, max_bytes).copy(value, MAX_DEPTH)
-    except InvalidArgumentError:
-        raise
-    except Exception as error:  # a mapping's own methods may raise anything
-        raise InvalidArgumentError(f"{name} could not be read") from error
-    return dump_object(name, plain, max_bytes)
-
-
-def _read(name: str, mapping: object, max_bytes: int) -> dict[object, object]:
-    """Return a mapping as a dict; of one without end, as much as is too much."""
-    if not isinstance(mapping, Mapping):
-        raise InvalidArgumentError(f"{name} must be a mapping, not {_name_of(type(mapping))}")
-    keys = islice(mapping.keys(), min(max_bytes, sys.maxsize - 1) + 1)
-    return {key: mapping[key] for key in keys}
-
-
-def dump_object(name: str, plain: dict[str, Any], max_bytes: int) -> str:
-    """Return a dict that has been checked before as JSON, if it is not too large."""
-    return check_size(name, _ENCODER.encode(plain), max_bytes)
+        text = _ENCODER.encode(plain)
+        is_equal = json.loads(text) == plain
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # From None: the error's text may quote the data.
+        raise _refusal(name, plain) from None
+    if not is_equal:
+        raise _refusal(name, plain)
+    # Cheap signs, which may be false: only a walk through the data tells.
+    if "\\u0000" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+        problem = _first_problem(name, plain)
+        if problem:
+            raise InvalidArgumentError(problem)
+    return check_size(name, text, max_bytes)
 
 
 def check_size(name: str, text: str, max_bytes: int) -> str:
-    """Return JSON that is text, if it is not too large."""
-    if _check_characters(name, text) > max_bytes:
-        raise _too_large(name, max_bytes)
+    """Return JSON that is text in UTF-8 of at most max_bytes."""
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:  # which holds the text
+        raise InvalidArgumentError(f"{name} must not hold a lone surrogate") from None
+    if size > max_bytes:
+        raise InvalidArgumentError(f"{name} must not exceed {max_bytes} bytes as JSON in UTF-8")
     return text
 
 
-def _check_characters(name: str, text: str) -> int:
-    """Return the length in UTF-8, in bytes."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:  # which holds the text
-        raise InvalidArgumentError(f"{name} must not hold a lone surrogate") from None
-    if "\0" in text:
-        raise InvalidArgumentError(f"{name} must not hold NUL")
-    return size
+def encode_merged(name: str, merged: dict[str, Any], max_bytes: int) -> str:
+    """Return stored data, with checked data merged into it, as JSON of at most max_bytes.
 
-
-def _too_large(name: str, max_bytes: int) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{name} must not exceed {max_bytes} bytes as JSON in UTF-8")
-
-
-class _Copier:
-    """Copies JSON values into plain ones, within a budget of bytes.
-
-    The budget bounds the work, too: a list that holds itself twice, and so on, is small in memory
-    and endless to walk.
+    Raises:
+        InvalidArgumentError: it is too large.
+        StorageError: another program has stored what cannot be written as JSON in UTF-8.
     """
+    try:
+        text = _ENCODER.encode(merged)
+        text.encode()
+    except (ValueError, RecursionError):  # which may hold the text
+        raise StorageError(UNREADABLE) from None
+    return check_size(name, text, max_bytes)
 
-    def __init__(self, name: str, max_bytes: int) -> None:
-        self._name = name
-        self._max_bytes = max_bytes
-        self._left = max_bytes
 
-    def copy(self, value: object, depth: int) -> Any:
-        kind = type(value)
-        if issubclass(kind, str):
-            return self._text(str.__str__(value))
-        self._spend(1)
-        if value is None or kind is bool:
-            return value
-        if issubclass(kind, int):
-            return self._integer(int.__int__(value))  # type: ignore[arg-type]
-        if issubclass(kind, float):
-            return self._number(float.__float__(value))  # type: ignore[arg-type]
-        if issubclass(kind, dict):
-            self._descend(depth)
-            return self._object(list(dict.items(value)), depth - 1)  # type: ignore[arg-type]
-        if issubclass(kind, list):
-            self._descend(depth)
-            items: Iterator[object] = list.__iter__(value)  # type: ignore[arg-type]
-            return [self.copy(item, depth - 1) for item in items]
-        raise self._refusal(f"must hold JSON values only, not {_name_of(kind)}")
+def _refusal(name: str, value: object) -> InvalidArgumentError:
+    problem = _first_problem(name, value)
+    return InvalidArgumentError(problem or f"{name} must hold JSON values only")
 
-    def _object(self, pairs: list[tuple[object, object]], depth: int) -> dict[str, Any]:
-        plain = {self._key(key): self.copy(item, depth) for key, item in pairs}
-        if len(plain) != len(pairs):
-            raise self._refusal("must not hold two keys of the same text")
-        return plain
 
-    def _key(self, key: object) -> str:
-        if not issubclass(type(key), str):
-            raise self._refusal("must have str keys only, at every depth")
-        return self._text(str.__str__(key))
+def _first_problem(place: str, value: object, depth: int = 0) -> str | None:
+    """Return what is wrong with a value, and where, or None if nothing is."""
+    if isinstance(value, str):
+        problem = _problem_of_text(value)
+        return f"{place} {problem}" if problem else None
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return _problem_of_number(place, value)
+    if not isinstance(value, dict | list):
+        return f"{place} is a {type(value).__name__}; {_advice(value)}"
+    if depth == MAX_DEPTH:
+        return (
+            f"{place.partition('[')[0]} is nested deeper than {MAX_DEPTH} levels, or holds itself"
+        )
+    problems = (_first_problem(there, item, depth + 1) for there, item in _items(place, value))
+    return _problem_of_keys(place, value) or next(filter(None, problems), None)
 
-    def _text(self, text: str) -> str:
-        self._spend(len(text) + 2)
-        if "\0" in text:
-            raise self._refusal("must not hold NUL")
-        return text
 
-    def _integer(self, number: int) -> int:
-        if not -(2**63) <= number < 2**63:
-            raise self._refusal("must not hold an integer beyond 64 bits")
-        return number
+def _items(place: str, value: dict[Any, Any] | list[Any]) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            is_shown = isinstance(key, str) and len(key) <= MAX_KEY_SHOWN and key.isprintable()
+            yield f"{place}[{key!r}]" if is_shown else f"{place}[…]", item
+    else:
+        for index, item in enumerate(value):
+            yield f"{place}[{index}]", item
 
-    def _number(self, number: float) -> float:
-        if not math.isfinite(number):
-            raise self._refusal("must not hold NaN or infinity")
-        return number
 
-    def _descend(self, depth: int) -> None:
-        if depth == 0:
-            raise self._refusal(f"must not be nested deeper than {MAX_DEPTH} levels")
+def _problem_of_keys(place: str, value: object) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    for key in value:
+        if not isinstance(key, str):
+            return f"{place} has a key that is a {type(key).__name__}; keys must be str"
+        problem = _problem_of_text(key)
+        if problem:
+            return f"a key of {place} {problem}"
+    return None
 
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise _too_large(self._name, self._max_bytes)
 
-    def _refusal(self, problem: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{self._name} {problem}")
+def _problem_of_text(text: str) -> str | None:
+    if "\0" in text:
+        return "must not hold NUL"
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        return "must not hold a lone surrogate"
+    return None
+
+
+def _problem_of_number(place: str, number: float) -> str | None:
+    try:
+        if json.loads(_ENCODER.encode(number)) == number:
+            return None
+    except (ValueError, OverflowError):  # NaN, infinity, or more digits than Python converts
+        pass
+    return f"{place} is NaN, infinite or too large; store text, or None"
+
+
+def _advice(value: object) -> str:
+    if hasattr(value, "isoformat"):
+        return "store text, such as isoformat()"
+    if isinstance(value, tuple | set | frozenset):
+        return "store a list"
+    if isinstance(value, Mapping):
+        return "store a dict"
+    return "store text, numbers, True, False, None, lists and dicts"

@@ -1,105 +1,59 @@
 # SPDX-License-Identifier: MIT
-"""Writes that end sessions, and the callback that hears of each.
+"""Calls of on_end: once for each session that a commit of this process has ended.
 
-on_end is called after COMMIT and outside the transaction, once for each session that a change of
-this process ended, with the final snapshot. Where there is a callback, the write and the calls run
-in tasks of their own: a caller that is cancelled cannot lose a call. No other module calls on_end.
+They are made after COMMIT, outside of any transaction, in a task for each commit, one after the
+other. So a caller that is cancelled cannot lose a call. No other module calls on_end.
 """
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from sqlite3 import Connection
-from typing import Any, TypeVar, TypeVarTuple
 
-from .errors import StoreClosedError
-from .session import Expiry, Session, SessionRow
-from .sqlite import store
-from .sqlite.writer import Change, Writer
+from .expiry import Expiry
+from .session import Record, Session, short_id
+from .store import Commit
 
 logger = logging.getLogger(__name__)
 
-Arguments = TypeVarTuple("Arguments")
-Result = TypeVar("Result")
 OnEnd = Callable[[Session], Awaitable[None] | None]
 
-CHUNK = 500  # sessions that one transaction of a sweep touches
-GRACE = 5.0  # seconds that close() waits for callbacks that are still running
+GRACE = 5.0  # seconds that close() waits for calls that have not returned
 
-# The task that is calling on_end, for whatever the callback calls or starts.
-_telling_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("telling_task", default=None)
+# The task in which on_end is being called, for whatever it calls or starts.
+_calling: ContextVar[asyncio.Task[None] | None] = ContextVar("calling", default=None)
 
 
-class Ender:
-    """Ends sessions, and tells on_end."""
+class Endings:
+    """The calls of on_end that are still to be made, or have not returned."""
 
-    def __init__(self, writer: Writer, expiry: Expiry, on_end: OnEnd | None) -> None:
-        self._writer = writer
-        self._expiry = expiry
+    def __init__(self, on_end: OnEnd | None, expiry: Expiry) -> None:
         self._on_end = on_end
-        self._writing: set[asyncio.Task[Any]] = set()
-        self._telling: set[asyncio.Task[Any]] = set()
-        self._closed = False
+        self._expiry = expiry
+        self._tasks: dict[asyncio.Task[None], list[Record]] = {}
 
-    async def end(
-        self,
-        apply: Callable[[Connection, *Arguments], Change],
-        *arguments: *Arguments,
-        durable: bool,
-        wait: bool = True,
-    ) -> Change:
-        """Commit an operation that ends sessions; with wait, return when on_end has returned."""
-        if self._on_end is None:
-            return await self._writer.submit(apply, *arguments, durable=durable)
-        if self._closed:
-            raise StoreClosedError("the store was closed in the middle of this call")
-        writing = self._write(self._on_end, apply, *arguments, durable=durable)
-        change, telling = await asyncio.shield(_start(self._writing, writing))
-        if telling is not None and wait:
-            await asyncio.wait({telling})
-        return change
+    def on_commit(self, commit: Commit) -> None:
+        """Call on_end for what the commit has ended, soon."""
+        if self._on_end is not None and commit.ended:
+            records = list(commit.ended)
+            task = asyncio.get_running_loop().create_task(self._call_each(self._on_end, records))
+            self._tasks[task] = records
+            task.add_done_callback(self._tasks.pop)
 
-    async def time_out(self, now: int, *, wait: bool = True) -> int:
-        """Time out all sessions that are due, in short transactions; return their number."""
-        total = 0
-        while True:
-            change = await self.end(
-                store.time_out_sessions, self._expiry, now, CHUNK, durable=False, wait=wait
-            )
-            total += len(change.rows)
-            if change.is_all:
-                return total
+    async def wait(self, is_meant: Callable[[Record], bool]) -> None:
+        """Return once on_end has returned for the sessions that are meant.
 
-    async def mark_ahead(self, now: int) -> None:
-        """Mark what is ahead of the clock, in short transactions; idle from now on, it times out.
-
-        Else a session from before the clock was set back would live until the clock is there again.
+        A call that comes from on_end itself does not wait: it could wait for itself.
         """
-        while not (
-            await self._writer.submit(store.mark_sessions_ahead, now, CHUNK, durable=False)
-        ).is_all:
-            pass
-
-    async def purge(self, cutoff: str) -> int:
-        """Erase all sessions that ended at the cutoff or before; return their number."""
-        total = 0
-        while True:
-            change = await self._writer.submit(store.purge_sessions, cutoff, CHUNK, durable=True)
-            total += len(change.erased)
-            if change.is_all:
-                return total
+        if _calling.get() is None:
+            tasks = [task for task, ended in self._tasks.items() if any(map(is_meant, ended))]
+            if tasks:
+                await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Wait for the writes, and then for the callbacks, but not for one that closes the store.
-
-        A callback that has not returned after a grace is cancelled.
-        """
-        self._closed = True
-        while self._writing:
-            await asyncio.wait(self._writing)
-        waiting = self._telling - {_telling_task.get()}
+        """Wait for all calls but one that closes the store; cancel what does not return."""
+        waiting = self._tasks.keys() - {_calling.get()}
         if not waiting:
             return
         _, pending = await asyncio.wait(waiting, timeout=GRACE)
@@ -109,24 +63,11 @@ class Ender:
         if pending:
             await asyncio.wait(pending, timeout=GRACE)
 
-    async def _write(
-        self,
-        on_end: OnEnd,
-        apply: Callable[[Connection, *Arguments], Change],
-        *arguments: *Arguments,
-        durable: bool,
-    ) -> tuple[Change, asyncio.Task[None] | None]:
-        """Commit, and start telling before anything else can happen."""
-        change = await self._writer.submit(apply, *arguments, durable=durable)
-        if not change.rows:
-            return change, None
-        return change, _start(self._telling, self._tell_all(on_end, change.rows))
-
-    async def _tell_all(self, on_end: OnEnd, rows: Sequence[SessionRow]) -> None:
-        _telling_task.set(asyncio.current_task())
-        for row in rows:
-            # A task of its own: what a callback does to the task that it runs in harms no other.
-            call = asyncio.create_task(self._tell(on_end, row))
+    async def _call_each(self, on_end: OnEnd, records: list[Record]) -> None:
+        _calling.set(asyncio.current_task())
+        for record in records:
+            # A task of its own: what a call does to the task that it runs in harms no other.
+            call = asyncio.create_task(self._call(on_end, record))
             try:
                 await asyncio.wait({call})
             except asyncio.CancelledError:
@@ -134,26 +75,9 @@ class Ender:
                 raise
             error = None if call.cancelled() else call.exception()
             if call.cancelled() or error is not None:
-                logger.error("on_end failed for session %s", row.id[:8], exc_info=error)
+                logger.error("on_end failed for session …%s", short_id(record.id), exc_info=error)
 
-    async def _tell(self, on_end: OnEnd, row: SessionRow) -> None:
-        result = on_end(self._expiry.snapshot(row))
+    async def _call(self, on_end: OnEnd, record: Record) -> None:
+        result = on_end(Session(record, self._expiry.expires_at(record)))
         if inspect.isawaitable(result):
             await result
-
-
-def _start(
-    tasks: set[asyncio.Task[Any]], coroutine: Coroutine[Any, Any, Result]
-) -> asyncio.Task[Result]:
-    """Start a task that is in the set until it is done, since the event loop itself keeps none."""
-    task = asyncio.create_task(coroutine)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    task.add_done_callback(_mark_seen)
-    return task
-
-
-def _mark_seen(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from complaining of an error that nobody waits for, the caller being gone."""
-    if not task.cancelled():
-        task.exception()

@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""The exceptions of the package.
+"""The exceptions of the package, under one root.
 
-One root, SessionStoreError, for whoever wants to catch them all. Absence is never an exception:
-a session that is not there is None, False or 0. An exception is for what the caller must fix
-(InvalidArgumentError, StoreClosedError, SchemaError) or cannot help (StoreBusyError, StorageError).
-Nothing is raised here, and nothing is imported.
+Absence is no exception: a session that is not there is None, False or 0. An exception is for what
+the caller must fix (InvalidArgumentError, StoreClosedError, SchemaError) or cannot help
+(StoreBusyError, StorageError). A message says what was wrong and what to do, and quotes no data.
 """
 
 
 class SessionStoreError(Exception):
-    """Be the root of every exception that the package raises."""
+    """Base class of all exceptions raised by this package."""
 
 
 class InvalidArgumentError(SessionStoreError, ValueError):
-    """Refuse an argument. Nothing was queued and nothing was written."""
+    """An argument is invalid. Nothing has been written."""
 
 
 class StoreClosedError(SessionStoreError, RuntimeError):
-    """Refuse a call on a store that is not open, or not open in this event loop."""
+    """The store is not open, or not open in this event loop or process."""
 
 
 class StoreBusyError(SessionStoreError):
-    """Give up waiting for a lock that another program holds on the file. Nothing was written."""
+    """Another process or program has held a lock for too long. Nothing has been written."""
 
 
 class SchemaError(SessionStoreError):
-    """Refuse a file whose tables this release cannot read. The file was left as it was."""
+    """The tables are of a newer release or of another program. They are as they were."""
 
 
 class StorageError(SessionStoreError):
-    """Report what SQLite or the disk refused: a full disk, an I/O error, a damaged file."""
+    """The database or the disk refused: a full disk, an I/O error, a damaged file."""

@@ -1,40 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""What a session is, as a row of the table and as the snapshot that callers get.
+"""What a session is: as callers see it, and as it is stored.
 
-Rows are immutable and shared (by the cache, among others); a Session wraps one row and decodes its
-JSON only when asked, for its one owner. The rule "has timed out" stands here once for Python
-(Expiry.session), and in queries.py once for SQL. No I/O here, and the clock is not read.
+A Record is immutable and shared, by the cache among others. A Session wraps one record and decodes
+its JSON only when asked, for its one owner. No I/O here, and no clock is read.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+import os
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict
+from uuid import UUID
 
 from .errors import StorageError
-from .sqlite.times import (
-    EARLIEST,
-    LATEST,
-    UNREADABLE,
-    micros_from_text,
-    micros_to_text,
-    time_from_text,
-)
 
-Value = TypeVar("Value")
+# The times of a record lie between the first and the last microsecond that datetime knows.
+EARLIEST = -62_135_596_800_000_000  # 0001-01-01 00:00:00
+LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999
 
+UNREADABLE = "a session in the store cannot be read; mend it, delete it, or restore a backup"
 
-def _read(convert: Callable[[str], Value], text: str) -> Value:
-    try:
-        return convert(text)
-    except (TypeError, ValueError, RecursionError):
-        raise StorageError(UNREADABLE) from None
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SessionStatus(StrEnum):
-    """Name the state of a session. All but ACTIVE are final."""
+    """The state of a session. All but ACTIVE are final."""
 
     ACTIVE = "active"
     ENDED = "ended"
@@ -43,7 +33,7 @@ class SessionStatus(StrEnum):
 
 
 class SessionStats(TypedDict):
-    """Hold the counts of get_session_stats, all of one moment."""
+    """The figures of get_session_stats, all of one moment."""
 
     active_sessions: int
     sessions_today: int  # started since 00:00 UTC
@@ -57,209 +47,175 @@ class SessionStats(TypedDict):
     sqlite_version: str
 
 
-# A row as SQLite gives it: the values of a SessionRow. Long lists are made of these. The garbage
-# collector soon takes no more notice of plain tuples of texts and numbers, unlike named ones, and
-# would stop the event loop for tens of milliseconds to look through a hundred thousand.
-Row = tuple[str, str, str, str, str | None, str, str, str, int]
+class Record(NamedTuple):
+    """A session as it is stored. Times are microseconds since the epoch, UTC.
 
-
-class SessionRow(NamedTuple):
-    """Hold one row as the table has it, the columns in their order, but for swept_activity."""
+    data and metadata are JSON objects. end_reason is None while the session is active; an engine
+    may keep it in the metadata, too.
+    """
 
     id: str
     child_id: str
     status: str
-    started_at: str
-    ended_at: str | None
-    last_activity: str
+    started_at: int
+    ended_at: int | None
+    last_activity: int
     data: str
     metadata: str
     interaction_count: int
-
-    def touched(self, moment: str) -> "SessionRow":
-        """Return what queries.UPDATE_SESSION_ACTIVITY makes of the row at that moment."""
-        before, data, metadata, count = self[:5], self.data, self.metadata, self.interaction_count
-        return SessionRow(*before, max(self.last_activity, moment), data, metadata, count + 1)
-
-
-class Context(NamedTuple):
-    """Hold what a snapshot has beside its row. One is shared by all that have decoded nothing."""
-
-    expiry: "Expiry"
-    data: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
+    end_reason: str | None
 
 
 class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.
 
-    Times are aware UTC datetimes. data and metadata are plain dicts of the caller's own: changing
+    Times are aware datetimes in UTC. data and metadata are plain dicts of the caller's own: changing
     them changes nothing else. Snapshots with equal fields are equal.
     """
 
-    # Two and no more, since the garbage collector looks through those of a long list, too.
-    __slots__ = ("_context", "_source")
+    __slots__ = ("_data", "_expires_at", "_metadata", "_record")
 
-    _source: Row
-    _context: Context
-
-    @property
-    def _row(self) -> SessionRow:
-        return SessionRow._make(self._source)
+    def __init__(self, record: Record, expires_at: int) -> None:
+        self._record = record
+        self._expires_at = expires_at
 
     @property
     def id(self) -> str:
-        """The session's id, a UUID4 of 36 characters."""
-        return self._row.id
+        """The session's id: a UUID in its form of 36 characters."""
+        return self._record.id
 
     @property
     def child_id(self) -> str:
         """The id of whoever owns the session."""
-        return self._row.child_id
+        return self._record.child_id
 
     @property
     def status(self) -> SessionStatus:
-        """The state of the session; a session past its expires_at is TIMEOUT, swept or not."""
-        return _read(SessionStatus, self._row.status)
+        """The state of the session; from expires_at on it is TIMEOUT, swept or not."""
+        return SessionStatus(self._record.status)
 
     @property
     def is_active(self) -> bool:
         """Whether the session was active when the snapshot was taken."""
-        return self._row.status == "active"
+        return self._record.status == "active"
 
     @property
     def started_at(self) -> datetime:
         """When the session was created."""
-        return time_from_text(self._row.started_at)
+        return _to_datetime(self._record.started_at)
 
     @property
     def ended_at(self) -> datetime | None:
         """When the session ended or timed out; None while it is active."""
-        return None if self._row.ended_at is None else time_from_text(self._row.ended_at)
+        ended_at = self._record.ended_at
+        return None if ended_at is None else _to_datetime(ended_at)
 
     @property
     def last_activity(self) -> datetime:
         """When the session was last created, touched or updated."""
-        return time_from_text(self._row.last_activity)
+        return _to_datetime(self._record.last_activity)
 
     @property
     def expires_at(self) -> datetime:
         """When the session times out, or would have, without further activity."""
-        return time_from_text(micros_to_text(min(LATEST, self._expires_at)))
+        return _to_datetime(min(self._expires_at, LATEST))
 
     @property
     def data(self) -> dict[str, Any]:
-        """The application's data: a dict that belongs to this snapshot alone."""
-        if self._context.data is None:
-            self._context = self._context._replace(data=_read(json.loads, self._row.data))
-        return cast("dict[str, Any]", self._context.data)
+        """The application's data: a dict that belongs to this snapshot alone.
+
+        Raises:
+            StorageError: another program has written what is no JSON object of Python's.
+        """
+        try:
+            return self._data
+        except AttributeError:
+            self._data: dict[str, Any] = decode_object(self._record.data)
+            return self._data
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The data about the session: a dict that belongs to this snapshot alone."""
-        if self._context.metadata is None:
-            self._context = self._context._replace(metadata=_read(json.loads, self._row.metadata))
-        return cast("dict[str, Any]", self._context.metadata)
+        """The data about the session, likewise; of one that has ended, with its "end_reason"."""
+        try:
+            return self._metadata
+        except AttributeError:
+            self._metadata: dict[str, Any] = decode_object(self._record.metadata)
+            if self._record.end_reason is not None:
+                self._metadata["end_reason"] = self._record.end_reason
+            return self._metadata
 
     @property
     def interaction_count(self) -> int:
         """How many calls of update_activity the session has counted."""
-        return self._row.interaction_count
+        return self._record.interaction_count
 
     @property
     def end_reason(self) -> str | None:
         """The reason that ended the session, "timeout" included; None while it is active."""
-        reason = None if self.is_active else _read(json.loads, self._row.metadata).get("end_reason")
-        return reason if isinstance(reason, str) else None
+        return self._record.end_reason
 
     @property
     def duration(self) -> timedelta:
         """The time from start to end, or to the last activity while active; never negative."""
         return max(timedelta(0), (self.ended_at or self.last_activity) - self.started_at)
 
-    @property
-    def _expires_at(self) -> int:
-        return self._context.expiry.expires_at(self._source)
-
-    def _scalars(self) -> tuple[Any, ...]:
-        return (*self._row[:6], self._row.interaction_count, self._expires_at)
+    def _identity(self) -> tuple[Any, ...]:
+        record = self._record
+        return (*record[:6], record.interaction_count, record.end_reason, self._expires_at)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Session):
             return NotImplemented
         return (
-            self._scalars() == other._scalars()
+            self._identity() == other._identity()
             and self.data == other.data
             and self.metadata == other.metadata
         )
 
     def __hash__(self) -> int:
-        return hash(self._scalars())
+        return hash(self._identity())
 
     def __repr__(self) -> str:
-        return f"<Session {self.id[:8]} {self._row.status} interactions={self.interaction_count}>"
+        record = self._record
+        return f"<Session …{short_id(record.id)} {record.status} {record.interaction_count}>"
 
 
-def position(session: Session) -> tuple[str, str]:
-    """Return where the session stands in the order of starting: started_at as text, and id."""
-    return session._source[3], session._source[0]
+def position(session: Session) -> tuple[int, str]:
+    """Return where the session stands in the order of starting: its started_at and its id."""
+    return session._record.started_at, session._record.id
 
 
-@dataclass(frozen=True, slots=True)
-class Expiry:
-    """Say when sessions time out: after an idle time, and after a lifetime if there is one.
+def decode_object(text: str) -> dict[str, Any]:
+    """Return the dict that a stored JSON object stands for.
 
-    Both are in microseconds. For SQL the rule is a pair of cutoffs, for Python a moment.
+    Raises:
+        StorageError: it is none; the message quotes nothing of it.
     """
-
-    timeout: int
-    max_lifetime: int | None = None
-    context: Context = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Make the context of the snapshots."""
-        object.__setattr__(self, "context", Context(self))
-
-    def expires_at(self, row: Row) -> int:
-        """Return the moment at which the row's session times out."""
-        return self.moment(started_at=row[3], last_activity=row[5])
-
-    def moment(self, started_at: str, last_activity: str) -> int:
-        """Return the moment at which a session with these times times out."""
-        idle = micros_from_text(last_activity) + self.timeout
-        if self.max_lifetime is None:
-            return idle
-        return min(idle, micros_from_text(started_at) + self.max_lifetime)
-
-    def cutoffs(self, now: int) -> dict[str, str]:
-        """Return the parameters that every statement with the rule in it needs."""
-        lifetime_cutoff = "" if self.max_lifetime is None else _cutoff(now - self.max_lifetime)
-        return {
-            "now": micros_to_text(now),
-            "idle_cutoff": _cutoff(now - self.timeout),
-            "lifetime_cutoff": lifetime_cutoff,
-        }
-
-    def snapshot(self, row: Row) -> Session:
-        """Return the snapshot of a row. A constructor would take twice as long where it matters."""
-        session = Session()
-        session._source = row
-        session._context = self.context
-        return session
-
-    def session(self, row: Row, now: int) -> Session:
-        """Return the snapshot of the row at now: timed out from expires_at on, swept or not."""
-        expires_at = self.expires_at(row)
-        if now >= expires_at and (unswept := SessionRow._make(row)).status == "active":
-            metadata = {**_read(json.loads, unswept.metadata), "end_reason": "timeout"}
-            row = unswept._replace(
-                status="timeout",
-                ended_at=micros_to_text(expires_at),
-                metadata=json.dumps(metadata, ensure_ascii=False),
-            )
-        return self.snapshot(row)
+    try:
+        decoded = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise StorageError(UNREADABLE)
+    return decoded
 
 
-def _cutoff(micros: int) -> str:
-    """Turn a moment into text; one before all times into '', which sorts before all texts."""
-    return micros_to_text(micros) if micros >= EARLIEST else ""
+def new_id(now: int) -> str:
+    """Return a new UUID of version 7 (RFC 9562, section 5.7) as text of 36 characters.
+
+    48 bits are the milliseconds of `now`, so that new rows are neighbours in an index; 74 bits come
+    from the operating system's random source.
+    """
+    milliseconds = max(0, now // 1_000) & 0xFFFF_FFFF_FFFF
+    random = int.from_bytes(os.urandom(10), "big")
+    high, low = random >> 68, random & 0x3FFF_FFFF_FFFF_FFFF
+    return str(UUID(int=milliseconds << 80 | 0x7000 << 64 | high << 64 | 1 << 63 | low))
+
+
+def short_id(session_id: str) -> str:
+    """Return the end of an id, for logs. Ids of one minute share their first characters."""
+    return session_id[-8:]
+
+
+def _to_datetime(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)

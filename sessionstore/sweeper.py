@@ -1,20 +1,46 @@
 # SPDX-License-Identifier: MIT
-"""A background loop round any coroutine function, and a watch on the clock for it.
+"""The background sweep: what has timed out is ended, and what ended long ago is erased.
 
-The loop knows nothing of what it runs. An error is logged, and the next round comes all the same.
-The pauses vary by a tenth, so that several processes do not sweep at the same moment.
+The pauses vary by a tenth, so that several processes do not sweep at the same moment. A sweep is
+left out after the clock has jumped: it may soon be corrected, and what has ended stays ended.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+
+from .errors import SessionStoreError
+from .expiry import Expiry, Moment, read_clock
+from .session import EARLIEST
+from .store import Store
 
 logger = logging.getLogger(__name__)
 
+CHUNK = 500  # sessions that one commit of a sweep ends or erases
 JITTER = 0.1
 MAX_JUMP = 300.0  # seconds that the clock may gain or lose between two sweeps
+
+
+async def time_out_all(store: Store, moment: Moment) -> int:
+    """Time out all sessions that are due, in chunks; return their number."""
+    total = 0
+    while True:
+        timed_out, has_more = await store.time_out(moment, CHUNK)
+        total += timed_out
+        if not has_more:
+            return total
+
+
+async def purge_all(store: Store, ended_before: int) -> int:
+    """Erase all sessions that ended at or before then, in chunks; return their number."""
+    total = 0
+    while True:
+        purged = await store.purge(max(EARLIEST, ended_before), CHUNK)
+        total += purged
+        if purged < CHUNK:
+            return total
 
 
 def read_uptime() -> float:
@@ -25,21 +51,20 @@ def read_uptime() -> float:
 
 
 class ClockWatch:
-    """Says whether a clock has jumped, by a monotonic one, since it was last asked.
+    """A watch that tells whether a clock has jumped, by a monotonic one, since the last look.
 
-    Each look starts anew. So a clock that is corrected before the next look was never believed,
-    and one that stays where it is is believed then. In a sleep of the machine the monotonic clock
-    must go on: one sleep between every two looks would be a jump each.
+    Each look starts anew. So a clock that is corrected before the next look was never believed, and
+    one that stays where it is is believed then.
     """
 
-    def __init__(self, now: int, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._last = now, monotonic()
+    def __init__(self, now: int, uptime: Callable[[], float] = read_uptime) -> None:
+        self._uptime = uptime
+        self._last = now, uptime()
 
     def has_jumped(self, now: int) -> bool:
         """Compare the clock's reading, in microseconds, with the one before; log a jump."""
         before, started = self._last
-        self._last = now, self._monotonic()
+        self._last = now, self._uptime()
         gained = (now - before) / 1_000_000 - (self._last[1] - started)
         if abs(gained) <= MAX_JUMP:
             return False
@@ -48,28 +73,60 @@ class ClockWatch:
 
 
 class Sweeper:
-    """Calls a coroutine function every `interval` seconds until it is stopped."""
+    """The sweep of one store, and the background loop that repeats it.
 
-    def __init__(self, sweep: Callable[[], Awaitable[object]], interval: float) -> None:
-        self._sweep = sweep
-        self._interval = interval
+    Lengths of time are microseconds; no retention: nothing is erased.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        expiry: Expiry,
+        retention: int | None,
+        *,
+        uptime: Callable[[], float] = read_uptime,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._expiry = expiry
+        self._retention = retention
+        self._watch = ClockWatch(read_clock(clock), uptime)
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Start the loop; the first round comes after one interval."""
-        self._task = asyncio.create_task(self._run())
+    async def sweep(self) -> None:
+        """Time out and purge, unless the clock has jumped, and let the engine tidy up."""
+        now = read_clock(self._clock)
+        if self._watch.has_jumped(now):
+            return
+        moment = Moment(now, self._expiry)
+        timed_out = purged = 0
+        try:
+            timed_out = await time_out_all(self._store, moment)
+            if self._retention is not None:
+                purged = await purge_all(self._store, now - self._retention)
+        finally:
+            if timed_out or purged:
+                logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
+            await self._store.tidy(moment)
+
+    def start(self, interval: float) -> None:
+        """Sweep every `interval` seconds from now on; the first time after one interval."""
+        self._task = asyncio.get_running_loop().create_task(self._run(interval))
 
     async def stop(self) -> None:
-        """Stop at once, also in the middle of a round."""
+        """Stop at once, even in the middle of a sweep."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
 
-    async def _run(self) -> None:
+    async def _run(self, interval: float) -> None:
         while True:
-            await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.sleep(interval * random.uniform(1 - JITTER, 1 + JITTER))
             try:
-                await self._sweep()
+                await self.sweep()
+            except SessionStoreError as error:
+                logger.warning("the sweep failed (%s); the next one comes in %g s", error, interval)
             except Exception:
-                logger.exception("the sweep failed; the next one comes in %g s", self._interval)
+                logger.exception("the sweep failed; the next one comes in %g s", interval)

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The embedded engine: one SQLite file in WAL mode."""
+"""The embedded engine: one SQLite file in WAL mode, for the processes of one machine."""
+
+from .store import SQLiteStore
+
+__all__ = ["SQLiteStore"]

@@ -21,13 +21,15 @@ from typing import Any
 
 from ..arguments import check_count, check_session_id, check_text
 from ..errors import SchemaError
-from ..session import SessionRow, SessionStatus
+from ..session import Record, SessionStatus
 from . import queries
-from .files import create_private
+from .connection import make_file
+from .rows import to_row
+from .times import from_text
 
 logger = logging.getLogger(__name__)
 
-_COMMON_COLUMNS = set(SessionRow._fields) - {"metadata"}
+_COMMON_COLUMNS = set(Record._fields) - {"metadata", "end_reason"}
 _METADATA_COLUMNS = ("metadata", "session_metadata")
 
 
@@ -39,7 +41,7 @@ def is_predecessor(columns: list[str]) -> bool:
 
 
 @contextmanager
-def adopting(connection: sqlite3.Connection, path: str, now: str) -> Iterator[None]:
+def adopting(connection: sqlite3.Connection, path: str, now: int) -> Iterator[None]:
     """Move the predecessor's rows out of the way of a block that makes the new table, and back.
 
     A copy of the file is made first, and taken away again where the adoption fails.
@@ -57,7 +59,7 @@ def adopting(connection: sqlite3.Connection, path: str, now: str) -> Iterator[No
     logger.warning("adopted the sessions of an earlier system; a copy of the file is %s", copy)
 
 
-def _bring_back(connection: sqlite3.Connection, now: str) -> None:
+def _bring_back(connection: sqlite3.Connection, now: int) -> None:
     """Write the rows that were set aside into the new table."""
     factory = connection.text_factory
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
@@ -65,9 +67,9 @@ def _bring_back(connection: sqlite3.Connection, now: str) -> None:
         cursor = connection.execute(queries.SELECT_PREDECESSOR_ROWS)
         columns = [description[0] for description in cursor.description]
         for number, values in enumerate(cursor, start=1):
-            row = _convert(dict(zip(columns, values, strict=True)), number, now)
+            record = _convert(dict(zip(columns, values, strict=True)), number, now)
             try:
-                connection.execute(queries.INSERT_SESSION, row._asdict())
+                connection.execute(queries.INSERT_SESSION, to_row(record))
             except sqlite3.IntegrityError as error:
                 raise _refusal(
                     number, "has the id of another row, or data that SQLite refuses"
@@ -80,7 +82,7 @@ def _copy_beside(path: str) -> str:
     """Copy the database with SQLite's own backup, and give the copy its name once it is whole."""
     part = f"{path}.before-sessionstore.part"
     Path(part).unlink(missing_ok=True)  # left by an adoption that was cut off
-    os.close(create_private(part))
+    make_file(part)
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
             source.backup(target)
@@ -100,11 +102,12 @@ def _free_name(name: str) -> str:
     return candidate
 
 
-def _convert(old: dict[str, Any], number: int, now: str) -> SessionRow:
+def _convert(old: dict[str, Any], number: int, now: int) -> Record:
     """Turn a row of the predecessor into one of ours, filling what it left null."""
     try:
-        started = _time(old["started_at"]) or _time(old["last_activity"]) or now
-        last_activity = _time(old["last_activity"]) or started
+        last_activity = _time(old["last_activity"])
+        started = _first(_time(old["started_at"]), last_activity, now)
+        last_activity = _first(last_activity, started)
         ended_at = _time(old["ended_at"])
         count = check_count("interaction_count", max(0, int(old["interaction_count"] or 0)))
         child_id = check_text("child_id", str(old["child_id"] or "unknown"))
@@ -114,25 +117,31 @@ def _convert(old: dict[str, Any], number: int, now: str) -> SessionRow:
         raise _refusal(number, "has no id that fits")
     metadata = _object(old["metadata"] if "metadata" in old else old["session_metadata"])
     status = _status(old["status"], ended_at, metadata)
-    return SessionRow(
+    return Record(
         id=old["id"],
         child_id=child_id,
         status=status,
         started_at=started,
-        ended_at=None if status == "active" else ended_at or last_activity,
+        ended_at=None if status == "active" else _first(ended_at, last_activity),
         last_activity=last_activity,
         data=json.dumps(_object(old["data"]), ensure_ascii=False),
         metadata=json.dumps(metadata, ensure_ascii=False),
         interaction_count=count,
+        end_reason=None,  # it is in the metadata, if anywhere
     )
+
+
+def _first(*times: int | None) -> int:
+    """Return the first of the times that is there."""
+    return next(time for time in times if time is not None)
 
 
 def _refusal(number: int, problem: str) -> SchemaError:
     return SchemaError(f"row {number} of the predecessor's table {problem}; the file is unchanged")
 
 
-def _time(value: object) -> str | None:
-    """Read the predecessor's time, naive or not, as the table's text; raise if it is none."""
+def _time(value: object) -> int | None:
+    """Read the predecessor's time, naive or not; raise if it is none."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -140,10 +149,10 @@ def _time(value: object) -> str | None:
     moment = datetime.fromisoformat(value)
     if moment.tzinfo is not None:
         moment = moment.astimezone(UTC).replace(tzinfo=None)
-    return moment.isoformat(" ", "microseconds")
+    return from_text(moment.isoformat(" ", "microseconds"))
 
 
-def _status(value: object, ended_at: str | None, metadata: dict[str, Any]) -> str:
+def _status(value: object, ended_at: int | None, metadata: dict[str, Any]) -> str:
     """Return the status of today; one that is unknown becomes an error and is kept in metadata."""
     status = str(value or "active").lower()
     if status not in set(SessionStatus):

@@ -1,37 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Every SQL statement of the package, a constant each.
+"""Every SQL statement of the engine, a constant each.
 
-A name is verb + object + qualifier. A comment says which index serves the statement and why it has
-its shape. Values are bound by name and never formatted in; the only text put together here is that
-of the upper-case constants below. SQL never asks for the time: the caller hands the cutoffs down
-(models.Expiry.cutoffs). Nothing is executed here.
+A name is verb + object + qualifier. A comment says what the statement serves, by which index, and
+why it has its shape. Values are bound by name and never formatted in; the only text put together
+here is that of the upper-case constants below. SQL never asks for the time: what it compares with
+comes from the moment of the call. Nothing is executed here.
 """
 
 _COLUMNS = """id, child_id, status, started_at, ended_at, last_activity, data, metadata,
        interaction_count"""
 
-# The rule "has not timed out", for SQL; models.Expiry.session holds it for Python. It filters and
-# never finds: the plus signs keep SQLite from choosing an index, or a range of one, by it.
+# The rule "has not timed out" for SQL; expiry.py has it for Python. It filters and never finds: the
+# plus signs keep SQLite from choosing an index, or a range of one, by the times.
 _LIVE = """status = 'active'
    AND +last_activity > :idle_cutoff
    AND +started_at > :lifetime_cutoff"""
 
-# The active sessions that may have timed out, in two halves that share none: with OR, SQLite would
-# read all active ones. Without figures from ANALYZE it would do so for the first half, too, hence
-# INDEXED BY. Those of the second half have timed out; of the first, those that _LIVE leaves out.
-_FROM_DUE = """FROM sessions INDEXED BY idx_sessions_activity
- WHERE status = 'active' AND swept_activity <= :idle_cutoff"""
-_FROM_PAST_LIFETIME = """FROM sessions INDEXED BY idx_sessions_status
- WHERE status = 'active' AND started_at <= :lifetime_cutoff
-   AND +swept_activity > :idle_cutoff"""
-
-# Where an activity at a moment counts as it stands. INDEXED BY, the IN and the LIMIT
-# together have SQLite search for each key, though ANALYZE may have seen a table that was small.
-_MOMENTS = "(SELECT key, value FROM json_each(:moments) LIMIT -1)"
-_AT_MOMENT = f"""sessions.id = key
-   AND sessions.id IN (SELECT key FROM json_each(:moments))
-   AND last_activity <= value AND length(swept_activity) <> 25
-   AND {_LIVE}"""
+# INDEXED BY, the IN and the LIMIT together have SQLite search for each key, even if ANALYZE has
+# seen a table that was small.
+_TOUCHES = "(SELECT key, value FROM json_each(:touches) LIMIT -1)"
 
 # -- Transactions and settings ---------------------------------------------------------------------
 
@@ -39,73 +26,72 @@ BEGIN_READ = "BEGIN DEFERRED"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
-SELECT_CHANGES = "SELECT changes()"  # of the last statement that writes; 0 where it was undone
 
-SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; transactions.py tries again
-SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 33554432"  # bytes, when the WAL restarts
-SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 6000"  # pages; well below the limit
-SET_PAGE_SIZE = "PRAGMA page_size = 2048"  # bytes, of a new file: an activity writes one page
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
+SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the log restarts
+SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 4000"  # pages of 4,096 bytes
 SET_SECURE_DELETE = "PRAGMA secure_delete = ON"  # what is erased is overwritten with zeros
 SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever holds data
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
 SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"
+SET_BUSY_TIMEOUT_NONE = "PRAGMA busy_timeout = 0"
+SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; the writer tries again
 
 CHECKPOINT_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 
-# Serves the sweep: another number than at the last sweep means that another connection, a foreign
-# program's perhaps, has committed in between. SQLite's documentation of PRAGMA data_version.
+# Serves the sweep: another number than at the last one means that another connection has committed.
 SELECT_DATA_VERSION = "PRAGMA data_version"
 
 # -- Writing ---------------------------------------------------------------------------------------
 
 # Serves create_session. A plain INSERT: an id that is there already is an error, never an update.
-INSERT_SESSION = """
-INSERT INTO sessions
-       (id, child_id, status, started_at, ended_at, last_activity, data, metadata,
-        interaction_count, swept_activity)
+INSERT_SESSION = f"""
+INSERT INTO sessions ({_COLUMNS})
 VALUES (:id, :child_id, :status, :started_at, :ended_at, :last_activity, :data, :metadata,
-        :interaction_count, :last_activity)
+        :interaction_count)
 """
 
-# Serves update_activity, first part: many calls, {id: now}, in one statement, which hands the GIL
-# over once. What is ahead of the clock, or marked (below), is left to the second part.
-UPDATE_SESSIONS_ACTIVITY = f"""
-UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
-   SET last_activity     = value,
-       interaction_count = interaction_count + 1
-  FROM {_MOMENTS} WHERE {_AT_MOMENT}
+# The same for many new sessions, an array each: one statement hands the GIL over once.
+INSERT_SESSIONS = f"""
+INSERT INTO sessions ({_COLUMNS})
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+       json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]')
+  FROM json_each(:rows)
 """
 
-# Which those were, where there were fewer than moments: their last_activity is the moment now.
-SELECT_SESSIONS_TOUCHED = f"""
-SELECT sessions.id FROM sessions INDEXED BY sqlite_autoindex_sessions_1, {_MOMENTS}
- WHERE {_AT_MOMENT} AND last_activity = value
-"""
-
-# The same for one call: first with :now as :latest, then, as the second part, with a time after all
-# others. By primary key. max(): last_activity never moves backwards.
-UPDATE_SESSION_ACTIVITY = f"""
+# Serves update_activity of one session, by primary key. A session that has ended or timed out stays
+# as it is; max(): last_activity never moves backwards.
+UPDATE_SESSION_TOUCHED = f"""
 UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
- WHERE id = :id AND last_activity <= :latest
-   AND (:latest <> :now OR length(swept_activity) <> 25)
+ WHERE id = :id
    AND {_LIVE}
 """
 
-# Serves activity in a session with a mark (below), which goes, or is made anew while the session is
-# ahead of the clock. Where a lifetime starts ahead, too, it stays, and ends even a session in use.
-UPDATE_SESSION_MARKED = """
-UPDATE sessions
-   SET swept_activity = iif(last_activity > :now, substr(:now, 1, 25), last_activity)
- WHERE id = :id AND length(swept_activity) = 25
-   AND (:lifetime_cutoff = '' OR started_at <= :now)
+# The same for many sessions, {id: how often}, by primary key.
+UPDATE_SESSIONS_TOUCHED = f"""
+UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
+   SET last_activity     = max(last_activity, :now),
+       interaction_count = interaction_count + value
+  FROM {_TOUCHES}
+ WHERE sessions.id = key
+   AND sessions.id IN (SELECT key FROM json_each(:touches))
+   AND {_LIVE}
 """
 
-# Serves update_session, first half: what the keys are merged into. By primary key.
-SELECT_LIVE_SESSION_BY_ID = f"""
+# Which of them are live, if fewer were touched than asked for. By primary key.
+SELECT_LIVE_IDS = f"""
+SELECT id
+  FROM sessions INDEXED BY sqlite_autoindex_sessions_1
+ WHERE id IN (SELECT key FROM json_each(:touches))
+   AND {_LIVE}
+"""
+
+# Serves update_session, first half: what is changed. By primary key.
+SELECT_LIVE_SESSION = f"""
 SELECT {_COLUMNS}
   FROM sessions
  WHERE id = :id
@@ -113,21 +99,20 @@ SELECT {_COLUMNS}
 """
 
 # Serves update_session, second half, in the same transaction. By primary key.
-UPDATE_SESSION_DATA = f"""
+UPDATE_SESSION_EDITED = """
 UPDATE sessions
-   SET last_activity = max(last_activity, :now),
+   SET last_activity = :last_activity,
        data          = :data,
        metadata      = :metadata
  WHERE id = :id
-   AND {_LIVE}
-RETURNING {_COLUMNS}
 """
 
-# Serves end_session. By primary key; one caller finds the session live, and no other.
+# Serves end_session. By primary key; one caller finds the session live, and no other. max(): a
+# session that was ahead of the clock does not end before its last activity.
 UPDATE_SESSION_ENDED = f"""
 UPDATE sessions
    SET status   = :status,
-       ended_at = :now,
+       ended_at = max(last_activity, :now),
        metadata = json_set(metadata, '$.end_reason', :reason)
  WHERE id = :id
    AND {_LIVE}
@@ -139,7 +124,7 @@ RETURNING {_COLUMNS}
 UPDATE_SESSIONS_ENDED_BY_CHILD = f"""
 UPDATE sessions INDEXED BY idx_sessions_child_id
    SET status   = :status,
-       ended_at = :now,
+       ended_at = max(last_activity, :now),
        metadata = json_set(metadata, '$.end_reason', :reason)
  WHERE child_id = :child_id
    AND id IS NOT :except_id
@@ -147,57 +132,78 @@ UPDATE sessions INDEXED BY idx_sessions_child_id
 RETURNING {_COLUMNS}
 """
 
-# Serves the sweep, first part: what has timed out, and what may have, for all that the sweep before
-# knew. No data is read: most of these may be alive.
-SELECT_SESSIONS_DUE = f"""
-SELECT id, started_at, last_activity, swept_activity
-  {_FROM_DUE}
-UNION ALL
-SELECT id, started_at, last_activity, swept_activity
-  {_FROM_PAST_LIFETIME}
+# Serves the sweep: what has been idle for too long. idx_sessions_activity, as one range.
+SELECT_SESSIONS_IDLE = """
+SELECT id, started_at, last_activity
+  FROM sessions INDEXED BY idx_sessions_activity
+ WHERE status = 'active'
+   AND last_activity <= :idle_cutoff
+ ORDER BY last_activity
  LIMIT :limit
 """
 
-# Serves the sweep, second part. By primary key. SQLite would know ended_at in milliseconds only.
-UPDATE_SESSION_TIMED_OUT = f"""
-UPDATE sessions
+# Serves the sweep where there is a max_lifetime: what has lived for too long. idx_sessions_status.
+SELECT_SESSIONS_AGED = """
+SELECT id, started_at, last_activity
+  FROM sessions INDEXED BY idx_sessions_status
+ WHERE status = 'active'
+   AND started_at <= :lifetime_cutoff
+   AND +last_activity > :idle_cutoff
+ ORDER BY started_at
+ LIMIT :limit
+"""
+
+# Serves the sweep, second half, in the same transaction: {id: ended_at}, since SQLite would know
+# ended_at in milliseconds only. By primary key.
+UPDATE_SESSIONS_TIMED_OUT = f"""
+UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
    SET status   = 'timeout',
-       ended_at = :ended_at,
+       ended_at = value,
        metadata = json_set(metadata, '$.end_reason', 'timeout')
- WHERE id = :id
+  FROM (SELECT key, value FROM json_each(:ends) LIMIT -1)
+ WHERE sessions.id = key
+   AND sessions.id IN (SELECT key FROM json_each(:ends))
 RETURNING {_COLUMNS}
 """
 
-# Serves the sweep, third part, in the same transaction: those that are alive come due again when
-# they may have timed out. By primary key, one by one: json_each would cut an id that holds a NUL.
-UPDATE_SESSION_SWEPT = "UPDATE sessions SET swept_activity = last_activity WHERE id = :id"
+# Serves the sweep: whether a session is ahead of the clock by more than the timeout, since the
+# clock was set back. idx_sessions_activity.
+SELECT_SESSION_AHEAD = """
+SELECT 1
+  FROM sessions INDEXED BY idx_sessions_activity
+ WHERE status = 'active'
+   AND last_activity > :latest
+ LIMIT 1
+"""
 
-# Serves the background sweep. idx_sessions_activity finds what is ahead of the clock, that is from
-# before it was set back. The mark is the time without its last digit, and comes due like any other.
-UPDATE_SESSIONS_AHEAD = """
+# Brings those back to the clock, where it has stayed for a whole timeout. idx_sessions_activity.
+UPDATE_SESSIONS_AHEAD = f"""
 UPDATE sessions
-   SET swept_activity = substr(:now, 1, 25)
+   SET last_activity = :now
  WHERE id IN (SELECT id
                 FROM sessions INDEXED BY idx_sessions_activity
-               WHERE status = 'active' AND swept_activity > :now LIMIT :limit)
+               WHERE status = 'active' AND last_activity > :latest
+               LIMIT :limit)
+RETURNING {_COLUMNS}
 """
 
 # Serves delete_session. By primary key, whatever the status.
-DELETE_SESSION = "DELETE FROM sessions WHERE id = :id RETURNING id"
+DELETE_SESSION = "DELETE FROM sessions WHERE id = :id"
 
 # Serves purge_ended_sessions, in short transactions. idx_sessions_ended_at finds the oldest.
 DELETE_SESSIONS_ENDED_BEFORE = """
 DELETE FROM sessions
  WHERE id IN (SELECT id
-                FROM sessions WHERE ended_at <= :cutoff
-               ORDER BY ended_at LIMIT :limit)
+                FROM sessions
+               WHERE ended_at <= :ended_before
+               ORDER BY ended_at
+               LIMIT :limit)
 RETURNING id
 """
 
 # -- Reading ---------------------------------------------------------------------------------------
 
-# Serves get_session. Many misses of the cache in one statement, each found by primary key: one
-# statement hands the GIL over once, where one for each id hands it over for each.
+# Serves get_session: all misses of a moment in one statement, each found by primary key.
 SELECT_SESSIONS_BY_IDS = f"""
 SELECT {_COLUMNS}
   FROM sessions
@@ -206,7 +212,7 @@ SELECT {_COLUMNS}
 
 # Serves get_active_sessions and iter_active_sessions. Keyset: idx_sessions_status starts at the
 # last session of the page before, or at ('', ''), which sorts before all.
-SELECT_ACTIVE_SESSIONS = f"""
+SELECT_SESSIONS_ACTIVE = f"""
 SELECT {_COLUMNS}
   FROM sessions
  WHERE {_LIVE}
@@ -216,7 +222,7 @@ SELECT {_COLUMNS}
 """
 
 # The same for one child. idx_sessions_child_id, whatever ANALYZE has seen.
-SELECT_ACTIVE_SESSIONS_BY_CHILD = f"""
+SELECT_SESSIONS_ACTIVE_BY_CHILD = f"""
 SELECT {_COLUMNS}
   FROM sessions INDEXED BY idx_sessions_child_id
  WHERE child_id = :child_id
@@ -226,7 +232,7 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-_OF_CHILD = f"""SELECT {_COLUMNS} FROM sessions WHERE child_id = :child_id AND status ="""
+_OF_CHILD = f"SELECT {_COLUMNS} FROM sessions WHERE child_id = :child_id AND status ="
 
 # Serves get_sessions_for_child. SQLite reads idx_sessions_child_id backwards for each status and
 # merges the four, no further than the limit asks.
@@ -251,17 +257,24 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The three below serve get_session_stats, in one read transaction. The first reads counters that
-# triggers keep, a few for each day; the second what has come due since the last sweep.
+# The four below serve get_session_stats, in one read transaction, each from an index alone but for
+# the third, which reads what is past its lifetime. idx_sessions_status has the first.
 COUNT_SESSIONS_BY_STATUS = """
-SELECT status, sum(sessions), sum(iif(day >= :today, sessions, 0))
-  FROM sessionstore_counts GROUP BY status
+SELECT status, count(*), sum(started_at >= :midnight)
+  FROM sessions
+ GROUP BY status
 """
 
-COUNT_SESSIONS_TIMED_OUT = f"""
-SELECT (SELECT count(*) {_FROM_DUE}
-           AND (last_activity <= :idle_cutoff OR started_at <= :lifetime_cutoff))
-       + (SELECT count(*) {_FROM_PAST_LIFETIME})
+COUNT_SESSIONS_IDLE = """
+SELECT count(*)
+  FROM sessions INDEXED BY idx_sessions_activity
+ WHERE status = 'active' AND last_activity <= :idle_cutoff
+"""
+
+COUNT_SESSIONS_AGED = """
+SELECT count(*)
+  FROM sessions INDEXED BY idx_sessions_status
+ WHERE status = 'active' AND started_at <= :lifetime_cutoff AND +last_activity > :idle_cutoff
 """
 
 SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -269,9 +282,23 @@ SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(),
 # -- Bookkeeping of migrations, and adoption of the predecessor's file -----------------------------
 
 SELECT_TABLES = """
-SELECT lower(name), type FROM sqlite_master
+SELECT lower(name), type
+  FROM sqlite_master
  WHERE lower(name) IN ('sessions', 'sessionstore_migrations') AND type <> 'trigger'
 """
+
+# What a host project has put on our table: a migration that makes the table anew makes it again.
+SELECT_HOST_OBJECTS = """
+SELECT name, sql
+  FROM sqlite_master
+ WHERE type IN ('index', 'trigger') AND lower(tbl_name) = 'sessions' AND sql IS NOT NULL
+   AND name NOT LIKE 'idx\\_sessions\\_%' ESCAPE '\\'
+   AND name NOT IN ('sessions_activity_went_back', 'sessions_inserted', 'sessions_deleted',
+                    'sessions_changed')
+ ORDER BY rowid
+"""
+
+SELECT_OBJECT_NAMES = "SELECT name FROM sqlite_master"
 
 CREATE_MIGRATIONS = """
 CREATE TABLE IF NOT EXISTS sessionstore_migrations (

@@ -4,18 +4,22 @@
 A fresh file gets schema.sql; one of an earlier release gets the migrations that it lacks, each in
 one transaction with its own bookkeeping row; the predecessor's file is adopted. A file from a newer
 release, or with another program's `sessions`, is refused and left as it was. The bookkeeping is a
-table of ours: PRAGMA user_version belongs to the host project. Plain functions for jobs on the
-connection's own thread.
+table of ours: PRAGMA user_version belongs to the host project.
+
+The SQL files are read once, at import: a package that is upgraded on disk under a running process
+must not hand it the new release's migration.
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import NamedTuple
 
 from ..errors import SchemaError
-from . import predecessor as adoption
-from . import queries
-from .transactions import primary_code, split_script, transaction
+from . import predecessor, queries
+from .connection import fetch_all, primary_code
+from .times import to_text
 
 
 class Migration(NamedTuple):
@@ -26,15 +30,22 @@ class Migration(NamedTuple):
     script: str
 
 
-def load_migrations() -> list[Migration]:
+def _read_migrations() -> list[Migration]:
     """Return all migrations of this release, in their order."""
     folder = files(__package__) / "migrations"
-    found = [
-        Migration(int(entry.name.split("_")[0]), entry.name.removesuffix(".sql"), entry.read_text())
+    return sorted(
+        Migration(
+            int(entry.name.split("_")[0]),
+            entry.name.removesuffix(".sql"),
+            entry.read_text("utf-8"),
+        )
         for entry in folder.iterdir()
         if entry.name.endswith(".sql")
-    ]
-    return sorted(found)
+    )
+
+
+SCHEMA = (files(__package__) / "schema.sql").read_text("utf-8")
+MIGRATIONS = _read_migrations()
 
 
 def check(connection: sqlite3.Connection, create: bool) -> None:
@@ -42,75 +53,92 @@ def check(connection: sqlite3.Connection, create: bool) -> None:
 
     Without `create` that is also one that has no sessions at all.
     """
-    _missing(connection, load_migrations())
+    _missing(connection)
     if not create and not _tables(connection):
-        raise SchemaError("the file has no sessions, and was not to get any")
+        raise SchemaError("there are no sessions in this file")
 
 
-def migrate(connection: sqlite3.Connection, path: str, now: str) -> None:
+def migrate(connection: sqlite3.Connection, path: str, now: int) -> None:
     """Bring the file to today's schema, step by step. Several processes may do so at once."""
-    migrations = load_migrations()
-    while _missing(connection, migrations):
-        with transaction(connection):
-            missing = _missing(connection, migrations)  # another process may have been first
+    while _missing(connection):
+        with _transaction(connection):
+            missing = _missing(connection)  # another process may have been first
             if missing:
-                _step(connection, migrations, missing, path, now)
+                _step(connection, missing, path, now)
 
 
-def _step(
-    connection: sqlite3.Connection,
-    migrations: list[Migration],
-    missing: list[Migration],
-    path: str,
-    now: str,
-) -> None:
+def _step(connection: sqlite3.Connection, missing: list[Migration], path: str, now: int) -> None:
     tables = _tables(connection)
     if "sessionstore_migrations" in tables:
-        _run_script(connection, missing[0].script)
+        with _keeping_host_objects(connection):
+            _run_script(connection, missing[0].script)
         _record(connection, missing[:1], now)
-        return
-    if "sessions" in tables:
-        with adoption.adopting(connection, path, now):
-            _create(connection, migrations, now)
+    elif "sessions" in tables:
+        with predecessor.adopting(connection, path, now):
+            _create(connection, now)
     else:
-        _create(connection, migrations, now)
+        _create(connection, now)
 
 
-def _create(connection: sqlite3.Connection, migrations: list[Migration], now: str) -> None:
-    _run_script(connection, (files(__package__) / "schema.sql").read_text())
-    _record(connection, migrations, now)
+def _create(connection: sqlite3.Connection, now: int) -> None:
+    _run_script(connection, SCHEMA)
+    _record(connection, MIGRATIONS, now)
 
 
-def _missing(connection: sqlite3.Connection, migrations: list[Migration]) -> list[Migration]:
-    """Return the migrations that the file lacks; raise SchemaError where it is not ours."""
+def _missing(connection: sqlite3.Connection) -> list[Migration]:
+    """Return the migrations that the file lacks; raise SchemaError if it is not ours."""
     tables = _tables(connection)
     if "sessionstore_migrations" not in tables:
         if "sessions" in tables and not _is_predecessor(connection, tables["sessions"]):
             raise SchemaError("the file has 'sessions' of another program; use another file")
-        return migrations
+        return MIGRATIONS
     if "sessions" not in tables:
         raise SchemaError("the file has our bookkeeping but no table 'sessions'; restore a backup")
-    applied = {version for (version,) in connection.execute(queries.SELECT_MIGRATION_VERSIONS)}
-    unknown = applied - {migration.version for migration in migrations}
+    applied = {version for (version,) in fetch_all(connection, queries.SELECT_MIGRATION_VERSIONS)}
+    unknown = applied - {migration.version for migration in MIGRATIONS}
     if unknown:
         raise SchemaError(
             f"the file was made by a newer release (it has migration {max(unknown)}); upgrade"
         )
-    return [migration for migration in migrations if migration.version not in applied]
+    return [migration for migration in MIGRATIONS if migration.version not in applied]
 
 
 def _tables(connection: sqlite3.Connection) -> dict[str, str]:
     """Return the type of what has one of our names: a table, or a view or index of another's."""
-    return dict(connection.execute(queries.SELECT_TABLES).fetchall())
+    return dict(fetch_all(connection, queries.SELECT_TABLES))
 
 
 def _is_predecessor(connection: sqlite3.Connection, kind: str) -> bool:
-    columns = [name for (name,) in connection.execute(queries.SELECT_SESSIONS_COLUMNS)]
-    return kind == "table" and adoption.is_predecessor(columns)
+    columns = [name for (name,) in fetch_all(connection, queries.SELECT_SESSIONS_COLUMNS)]
+    return kind == "table" and predecessor.is_predecessor(columns)
+
+
+@contextmanager
+def _keeping_host_objects(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make the host project's indexes and triggers on our table anew, if the block drops them."""
+    before = fetch_all(connection, queries.SELECT_HOST_OBJECTS)
+    yield
+    left = {name for (name,) in fetch_all(connection, queries.SELECT_OBJECT_NAMES)}
+    for name, statement in before:
+        if name not in left:
+            _run_script(connection, f"{statement};")
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute(queries.BEGIN_WRITE)
+    try:
+        yield
+        connection.execute(queries.COMMIT)
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute(queries.ROLLBACK)
+        raise
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
-    for statement in split_script(script):
+    """Run a script inside the transaction. Never executescript: it would commit it."""
+    for statement in _statements(script):
         try:
             connection.execute(statement)
         except sqlite3.OperationalError as error:
@@ -122,8 +150,20 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
             ) from error
 
 
-def _record(connection: sqlite3.Connection, applied: list[Migration], now: str) -> None:
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script, each ending where SQLite says that one is complete."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
+
+
+def _record(connection: sqlite3.Connection, applied: list[Migration], now: int) -> None:
     connection.execute(queries.CREATE_MIGRATIONS)
     for migration in applied:
-        row = {"version": migration.version, "name": migration.name, "applied_at": now}
+        row = {"version": migration.version, "name": migration.name, "applied_at": to_text(now)}
         connection.execute(queries.INSERT_MIGRATION, row)

@@ -3,103 +3,40 @@
 -- Times are text, UTC, always 'YYYY-MM-DD HH:MM:SS.ffffff', so that they sort as text.
 
 CREATE TABLE sessions (
-    id                VARCHAR(36) PRIMARY KEY,       -- UUID
+    id                VARCHAR(36) PRIMARY KEY NOT NULL,        -- a UUID
     child_id          VARCHAR(36) NOT NULL,          -- the owner; up to 255 characters are accepted
     status            VARCHAR(20) NOT NULL DEFAULT 'active',   -- active | ended | timeout | error
     started_at        DATETIME NOT NULL,
     ended_at          DATETIME,
     last_activity     DATETIME NOT NULL,
-    data              TEXT NOT NULL DEFAULT '{}',    -- JSON object
-    metadata          TEXT NOT NULL DEFAULT '{}',    -- JSON object
+    data              TEXT NOT NULL DEFAULT '{}',    -- a JSON object
+    metadata          TEXT NOT NULL DEFAULT '{}',    -- a JSON object; holds end_reason
     interaction_count INTEGER NOT NULL DEFAULT 0,
-    swept_activity    DATETIME NOT NULL DEFAULT '',  -- last_activity when a sweep last looked at it
 
-    CONSTRAINT sessions_id_is_text
-        CHECK (typeof(id) = 'text' AND length(id) BETWEEN 1 AND 36),
-    CONSTRAINT sessions_child_id_is_text
-        CHECK (typeof(child_id) = 'text' AND length(child_id) > 0),
     CONSTRAINT sessions_status_is_known
         CHECK (status IN ('active', 'ended', 'timeout', 'error')),
     CONSTRAINT sessions_ended_at_is_null_exactly_while_active
         CHECK ((status = 'active') = (ended_at IS NULL)),
-    -- datetime(…, '+0 days') turns a day that does not exist, such as 31 February, into another one.
-    -- The fraction is left out: with it, the last second of the year 9999 is beyond SQLite's range.
     CONSTRAINT sessions_started_at_is_a_time
-        CHECK (length(started_at) = 26 AND started_at NOT GLOB '0000*'
-               AND substr(started_at, 1, 19) IS datetime(substr(started_at, 1, 19), '+0 days')
-               AND substr(started_at, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]'),
+        CHECK (started_at LIKE '____-__-__ __:__:__.______'),
     CONSTRAINT sessions_ended_at_is_a_time
-        CHECK (ended_at IS NULL
-               OR (length(ended_at) = 26 AND ended_at NOT GLOB '0000*'
-                   AND substr(ended_at, 1, 19) IS datetime(substr(ended_at, 1, 19), '+0 days')
-                   AND substr(ended_at, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]')),
+        CHECK (ended_at LIKE '____-__-__ __:__:__.______'),
     CONSTRAINT sessions_last_activity_is_a_time
-        CHECK (length(last_activity) = 26 AND last_activity NOT GLOB '0000*'
-               AND substr(last_activity, 1, 19) IS datetime(substr(last_activity, 1, 19), '+0 days')
-               AND substr(last_activity, 20) GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]'),
-    CONSTRAINT sessions_data_is_a_json_object
-        CHECK (CASE WHEN json_valid(data) THEN json_type(data) = 'object' ELSE 0 END),
-    CONSTRAINT sessions_metadata_is_a_json_object
-        CHECK (CASE WHEN json_valid(metadata) THEN json_type(metadata) = 'object' ELSE 0 END),
-    CONSTRAINT sessions_interaction_count_is_a_count
-        CHECK (typeof(interaction_count) = 'integer' AND interaction_count >= 0)
+        CHECK (last_activity LIKE '____-__-__ __:__:__.______'),
+    CONSTRAINT sessions_data_is_json
+        CHECK (json_valid(data)),
+    CONSTRAINT sessions_metadata_is_json
+        CHECK (json_valid(metadata))
 );
 
 -- Serves get_active_sessions(child_id), end_sessions and, a status at a time, get_sessions_for_child.
 CREATE INDEX idx_sessions_child_id ON sessions (child_id, status, started_at, id);
 
--- Serves get_active_sessions() in the order of starting, and the sweep by max_lifetime.
+-- Serves get_active_sessions() in the order of starting, the sweep by max_lifetime, and the counts.
 CREATE INDEX idx_sessions_status ON sessions (status, started_at, id);
 
--- Serves the sweep by idle time. Not on last_activity: each activity would then write the index, too.
--- swept_activity stays behind, and a sweep that finds the session alive moves it on.
-CREATE INDEX idx_sessions_activity ON sessions (swept_activity) WHERE status = 'active';
+-- Serves the sweep by idle time. Partial: sessions that have ended are not in it.
+CREATE INDEX idx_sessions_activity ON sessions (last_activity) WHERE status = 'active';
 
 -- Serves purge_ended_sessions: those that ended longest ago first.
 CREATE INDEX idx_sessions_ended_at ON sessions (ended_at) WHERE ended_at IS NOT NULL;
-
--- Another program may set last_activity back: the sweep must find the session all the same.
-CREATE TRIGGER sessions_activity_went_back AFTER UPDATE OF last_activity ON sessions
-WHEN new.last_activity < new.swept_activity
-BEGIN
-    UPDATE sessions
-       SET swept_activity = new.last_activity
-     WHERE id = new.id;
-END;
-
--- Serves get_session_stats, which would have to count all sessions otherwise. Kept by the triggers
--- below, whoever writes; activity fires none of them.
-CREATE TABLE sessionstore_counts (
-    day      DATE NOT NULL,         -- on which the sessions started, UTC
-    status   VARCHAR(20) NOT NULL,
-    sessions INTEGER NOT NULL,
-
-    PRIMARY KEY (day, status)
-) WITHOUT ROWID;
-
-CREATE TRIGGER sessions_inserted AFTER INSERT ON sessions
-BEGIN
-    INSERT INTO sessionstore_counts (day, status, sessions)
-    VALUES (substr(new.started_at, 1, 10), new.status, 1)
-        ON CONFLICT (day, status) DO UPDATE SET sessions = sessions + 1;
-END;
-
-CREATE TRIGGER sessions_deleted AFTER DELETE ON sessions
-BEGIN
-    UPDATE sessionstore_counts
-       SET sessions = sessions - 1
-     WHERE day = substr(old.started_at, 1, 10)
-       AND status = old.status;
-END;
-
-CREATE TRIGGER sessions_changed AFTER UPDATE OF status, started_at ON sessions
-WHEN new.status <> old.status OR new.started_at <> old.started_at
-BEGIN
-    UPDATE sessionstore_counts
-       SET sessions = sessions - 1
-     WHERE day = substr(old.started_at, 1, 10)
-       AND status = old.status;
-    INSERT INTO sessionstore_counts (day, status, sessions)
-    VALUES (substr(new.started_at, 1, 10), new.status, 1)
-        ON CONFLICT (day, status) DO UPDATE SET sessions = sessions + 1;
-END;

@@ -1,298 +1,216 @@
 # SPDX-License-Identifier: MIT
-"""The sidecar file of a database: the lock that all writers take, and the words of the generations.
+"""The lock file beside a database: the lock of all writers, and the versions of sessions.
 
-Each database file has `<database>-lock` beside it, which every process of ours locks and maps. An
-exclusive flock on it is held by each write job, checkpoint and close, so that writers of all
-processes queue in the kernel. The file is an array of 64-bit words: a revision, and a slot for each
-of 65,536 hashes of session ids. For each COMMIT a write job, holding the lock, raises the revision
-r by one, sets the slot of each session that it may change to 2r + 1 (in flight), and to 2r after
-it. A reader that misses notes the slot's word before its SELECT and keeps the row with that word,
-unless it was odd. A hit counts only while the slot's word is still the one that was noted.
+`<database>-lock` is locked by each write batch, checkpoint and close, so that writers of all
+processes take turns and no checkpoint runs beside a write: SQLite before 3.51.3 can lose commits
+then (the WAL-reset bug, sqlite.org/wal.html). The file is an array of 64-bit words, which every
+process maps: 65,536 slots, one for each hash of session ids, and a revision. Holding the lock, a
+batch raises the revision r by one, sets the slots of what it changes to 2r + 1 right before COMMIT,
+and to 2r after it.
 
-Why no hit is stale, step by step. Let E be a row that was kept with the word w, and let a hit find
-w in the slot again. Let C be any commit to the session that was acknowledged before the hit began.
+Why no cache hit is stale. A reader notes a slot's word w before its SELECT and keeps the row with
+it if w is even and still there; a hit counts while the slot still has w. Let C be any commit to the
+session that was acknowledged before the hit began.
 
-1. Words change under the lock only, and the revision only grows; so a slot never has the same even
-   word twice, and w was there without a break from the noting to the hit.
+1. Words change under the lock only, and the revision only grows. So a slot never has an even word
+   twice, and w was there without a break from the noting to the hit.
 2. C set the slot to its own odd word before COMMIT, and to its even one before it was acknowledged.
-   So the word that the hit finds, w, is that of C or of a later write job.
-3. w is even, so it was set after the COMMIT of its job. It was noted after that, and the SELECT
-   came after the noting. So the SELECT saw that commit and all before it, C among them. A row that
-   the writer keeps by itself is the one that it committed under w.
-4. So E holds what C wrote, or something later.
+   So w is the word of C, or of a later commit.
+3. w is even, so it was set after the COMMIT of its batch; it was noted after that, and the SELECT
+   came after the noting. Each SELECT begins a new snapshot, since no statement is left open, so it
+   saw that commit and all before it, C among them.
+4. So the row is what C wrote, or something later. A row that a writer keeps by itself is the one
+   that it committed under w.
 
-A writer that dies in flight leaves an odd word: the slot's sessions are not cached until the next
-write to it. One that dies between COMMIT and the second word does, too, and nothing else: its
-callers never heard of the commit. Two sessions in one slot cost each other a miss.
+A writer that dies in between leaves an odd word: that slot is not cached until the next write to
+it. Two sessions in one slot cost each other a miss. At opening, the revision becomes at least the
+time in microseconds, and at least half of the largest word, whatever a power cut left in the file;
+so does that of a new file, which begins beyond all that an old one has reached.
 
-The file may be replaced: somebody deletes a "stale" lock. Each write job compares the file at the
-path with the one that it has locked, and moves to the new one, under its lock. A new file's words
-begin at the time in microseconds, which is beyond every revision that an old file has reached, so
-that no word is ever met again. The first who notices marks all slots of the old file as in flight,
-under its lock: whoever still has it mapped finds no hit any more, until it writes or sweeps and
-moves, too. Who finds at the end of a write job that its file was replaced meanwhile gives all slots
-of the new one a new word before it acknowledges anything. So a hit can be stale only between the
-deletion and the next write job of anybody who has the old file.
+What is assumed: a local file system, where flock and shared mappings are coherent; that nobody cuts
+off, overwrites or replaces the file while it is in use (a deleted one is noticed at each process's
+next write or sweep); that an aligned load or store of 64 bits is one instruction, and that a store
+is visible to other processors once COMMIT's system calls have returned, as on x86-64 and arm64.
 
-The file may be cut off or overwritten. The system then kills (SIGBUS) who touches what is beyond
-its end, as it does with SQLite's own index of the WAL, and no check can come before each load; but
-the next write job of anybody gives the file its length again. A revision that was overwritten goes
-on from the time, or from what this process has reached. An old copy in its place brings old words
-back, and hits with them, until the next write or sweep of who wrote after the copy was made.
-
-What is assumed. Nobody puts an old copy of the file in its place while the database is in use: who
-opens it next raises the revision to the time, and nobody sees what it was. A local file system:
-flock and shared mappings are coherent on it, and not on NFS. An aligned 64-bit store or load is one
-machine instruction on x86-64 and arm64, so words are never torn. A store is visible to other
-processors before the system calls that follow it, COMMIT's among them, have returned: x86-64 keeps
-stores in order, and on arm64 the kernel's locks, and the barriers of SQLite's WAL index, order
-them. Between threads, the GIL does.
-
-A ":memory:" database has no file: its words are memory of the process, and its one thread is its
-lock. Nothing is known here of sessions, SQL or the cache.
+Without fcntl (Windows) one process at a time may have the file open.
 """
 
-import errno
 import mmap
 import os
+import stat
 import sys
 import time
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from zlib import crc32
 
 from ..errors import StoreBusyError
-from .files import create_private, identity
-from .jobs import Turn
 
 try:
     import fcntl
-except ImportError:  # Windows: one process at a time may have the file open
+except ImportError:  # Windows
     import msvcrt
 
     fcntl = None  # type: ignore[assignment]
 
 SLOTS = 65_536
-SHARED_FOR = 0.1  # seconds for which a write of another process lets us expect more of them
 _SIZE = 8 * (SLOTS + 1)
-_REVISION = SLOTS  # the revision is the last word, and the last one that is written at first
-_LIMIT = 2**58  # what is not below it is no revision
-_IN_FLIGHT = memoryview(b"\xff" * 8 * SLOTS).cast("Q")
-_NO_WORDS = memoryview(bytes(_SIZE)).cast("Q")  # of a file that is not open
+_REVISION = SLOTS  # the index of the last word
+_LIMIT = 2**60  # what is not below it is no revision, but garbage
+
+Identity = tuple[int, int]  # what tells a file from one that takes its place: device and inode
 
 
-def slot_of(session_id: str) -> int:
-    """Return the slot of a session, the same in every process."""
-    return zlib.crc32(session_id.encode()) % SLOTS
+def identity_at(path: str) -> Identity | None:
+    """Return the identity of the file at the path, or None if there is none."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
-class Coherence:
-    """The lock and the words of one database, for one connection that writes."""
+class Sidecar:
+    """The lock and the versions of one database, for one connection that writes.
+
+    `versions` may be read by any thread; all else is for the thread of that connection.
+    """
 
     def __init__(self, database: str | None) -> None:
-        """Take the resolved path of the database, or None for one in memory."""
-        self._path = None if database is None else f"{database}-lock"
+        """Take the resolved path of the database, or None for one in memory, which has no file."""
+        self._database = database
+        self._path = f"{database}-lock"
         self._descriptor = -1
-        self._identity = (-1, -1)  # of the file behind the descriptor: its device and inode
-        self._revision = 0  # of the last write job of this process
-        self._shared_at = 0.0  # when a write of another process was last noticed
-        self._is_whole = False  # whether the file was long enough when it was last looked at
-        self.words = _words_in_memory() if database is None else _NO_WORDS
+        self._identity: Identity | None = None
+        self._words = memoryview(bytearray(_SIZE)).cast("Q")
+        self._revision = 0
+        self._marked: dict[str, int] = {}  # the slots, by session
+        self.has_moved = False  # whether another file has become the lock since it was last asked
+        self.versions: Sequence[int] | None = self._words[:SLOTS]
 
-    def __del__(self) -> None:
-        # Of a store whose event loop has ended without close(). Plain calls only: mutmut's wrapper
-        # of a method, run by the garbage collector, can make CPython 3.11 crash.
-        if self._descriptor >= 0:  # pragma: no mutate
-            os.close(self._descriptor)  # pragma: no mutate
+    def try_lock(self) -> bool:
+        """Take the lock if it is free, and map the file that is at the path now."""
+        if self._database is None:
+            return True
+        if fcntl is None:
+            return self._lock_for_life()
+        while True:
+            if self._descriptor < 0:
+                self._descriptor = self._open(self._database)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            status = os.fstat(self._descriptor)
+            identity = status.st_dev, status.st_ino
+            if identity == identity_at(self._path):
+                break
+            self._close_file()  # it was deleted or replaced: the one at the path is the lock
+        if identity != self._identity or status.st_size < _SIZE:
+            try:
+                self._map(status.st_size)
+            except BaseException:
+                self._close_file()
+                raise
+            self.has_moved |= self._identity is not None
+            self._identity = identity
+        return True
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a file that was locked before."""
-        return self._descriptor >= 0
+    def unlock(self) -> None:
+        """Let go of the lock. Explicitly: the mapping's own descriptor would hold it."""
+        if self._database is not None and fcntl is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether no other process seems to be writing at this time."""
-        return time.monotonic() - self._shared_at > SHARED_FOR
-
-    def word(self, slot: int) -> int:
-        """Return the slot's word as it is now, to be noted before a SELECT."""
-        return self.words[slot]
-
-    def is_current(self, slot: int, word: int) -> bool:
-        """Say whether what was read under the noted word is still what the file holds."""
-        return self.words[slot] == word and not word & 1
-
-    def begin(self, slots: Iterable[int]) -> dict[int, int]:
-        """Mark the slots as in flight, with the lock held; return their words of before."""
-        known = self.words[_REVISION]
-        if not 0 < known < _LIMIT:  # the file was overwritten
-            known = _now()
-        if known != self._revision:
-            self._shared_at = time.monotonic()
-        if known < self._revision:  # an old file was copied over it, and brings old words back
-            self.words[:SLOTS] = _IN_FLIGHT
-            slots = range(SLOTS)
-        self._revision = max(known, self._revision) + 1
-        self.words[_REVISION] = self._revision
-        before = {slot: self.words[slot] for slot in slots}
-        self._set(before, self._revision << 1 | 1)
+    def mark(self, session_ids: Iterable[str]) -> dict[str, int]:
+        """Make the versions odd, right before COMMIT; return those of before, by session."""
+        slots = {id_: crc32(id_.encode()) % SLOTS for id_ in session_ids}
+        before = {id_: self._words[slot] for id_, slot in slots.items()}
+        revision = max(self._words[_REVISION], self._revision) + 1
+        if self._descriptor >= 0:
+            # By a system call before any store into the mapping: on a file system that is frozen
+            # it waits without the GIL, where a store would stop the whole process.
+            os.pwrite(self._descriptor, revision.to_bytes(8, sys.byteorder), 8 * _REVISION)
+        else:
+            self._words[_REVISION] = revision
+        self._revision = revision
+        self._marked = slots
+        self._set(revision << 1 | 1)
         return before
 
-    def settle(self, slots: Iterable[int]) -> int:
-        """Give the slots a new word after COMMIT, or after its failure, and return the word."""
-        word = self._revision << 1
-        self._set(slots, word)
-        return word
-
-    def _set(self, slots: Iterable[int], word: int) -> None:
-        for slot in slots:
-            self.words[slot] = word
-
-    @contextmanager
-    def hold(self, turn: Turn) -> Iterator[None]:
-        """Hold the lock during the block. Waits for as long as another process holds it.
-
-        The waiting cannot be cut short: a caller that has given up its turn meanwhile is told of
-        that by turn.claim(), in the block.
-        """
-        if self._path is None:
-            yield
-            return
-        if fcntl is None:
-            self._lock_for_life(self._path)
-            yield
-            return
-        try:
-            self._lock(self._path, turn)
-            try:
-                yield
-            finally:
-                self._unlock(self._path, turn)
-        except OSError:  # a file in doubt is opened anew by the next one who writes
-            self._let_go()
-            raise
+    def settle(self) -> int:
+        """Give what was marked its new version, after COMMIT or its failure, and return it."""
+        version = self._revision << 1
+        self._set(version)
+        return version
 
     def close(self) -> None:
-        """Let go of the file. Words that were noted are worth nothing afterwards."""
-        self._let_go()
-        self.words = _NO_WORDS  # the mapping has a descriptor of its own, and goes with its words
-
-    def inherit(self) -> None:
-        """Let go in a child process, without unlocking: the lock is of the file that both share."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self.words = _NO_WORDS
-
-    def _let_go(self) -> None:
-        """Unlock and close the file: its mapping, which stays, would keep the lock."""
+        """Let go of the file, and of the lock if it is held."""
         if self._descriptor >= 0:
             if fcntl is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._close_file()
+        self.versions = None
 
-    def _lock(self, path: str, turn: Turn) -> None:
-        """Lock the file that is at the path now; map it if it is another one, or was cut off."""
-        while True:
-            known = self._descriptor >= 0
-            if not known:
-                self._descriptor = _open(path)
-                self._identity = identity(os.fstat(self._descriptor))
-            _wait_for(self._descriptor, turn)
-            if self._is_at(path):
-                if not known or not self._is_whole:
-                    self.words = _map(self._descriptor, self._revision)
-                return
-            if known:
-                _fill(self._descriptor)
-                self.words[:SLOTS] = _IN_FLIGHT
-            self._let_go()
-
-    def _unlock(self, path: str, turn: Turn) -> None:
-        """Let go of the lock, but not before those on a file that has come meanwhile are told."""
-        try:
-            if not self._is_at(path):
-                self._lock(path, turn)
-                self.begin(range(SLOTS))
-                self.settle(range(SLOTS))
-        finally:
-            if self._descriptor >= 0:
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def _is_at(self, path: str) -> bool:
-        """Say whether the file that was opened is still the one at the path."""
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            return False
-        self._is_whole = status.st_size >= _SIZE
-        return identity(status) == self._identity
-
-    def _lock_for_life(self, path: str) -> None:
-        """Keep every other process from the file until close."""
+    def disown(self) -> None:
+        """Let go in a child process, without unlocking: the lock is of the file that both share."""
         if self._descriptor >= 0:
-            return
-        descriptor = _open(path)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError as error:
-            os.close(descriptor)
-            raise StoreBusyError("another process has the database open; one at a time") from error
-        self._descriptor = descriptor
-        self.words = _words_in_memory()
+            self._close_file()
+        self.versions = None
 
+    def _set(self, version: int) -> None:
+        words = self._words
+        for slot in self._marked.values():
+            words[slot] = version
 
-def _open(path: str) -> int:
-    try:
-        return create_private(path)
-    except FileExistsError:  # or a symlink, which may lead to where it is to be made
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    def _open(self, database: str) -> int:
+        """Open the lock file; make it with the owner and mode of the database if it is missing."""
+        while True:
+            with suppress(FileNotFoundError):
+                return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            status = os.stat(database)
+            try:
+                descriptor = os.open(
+                    self._path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600
+                )
+            except FileExistsError:
+                if os.path.islink(self._path):
+                    raise
+                continue
+            with suppress(PermissionError):  # not every file system has modes
+                os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o666)
+            with suppress(PermissionError):  # only root may give a file away, as SQLite does, too
+                os.fchown(descriptor, status.st_uid, status.st_gid)
+            return descriptor
 
+    def _map(self, size: int) -> None:
+        """Map the locked file, and have its revision begin beyond all that it has reached."""
+        is_whole = size >= _SIZE
+        while size < _SIZE:
+            # Written, and not truncated: a store into a hole kills when the disk is full.
+            size += os.pwrite(self._descriptor, bytes(_SIZE - size), size)
+        words = memoryview(mmap.mmap(self._descriptor, _SIZE)).cast("Q")
+        reached = max(words[_REVISION], max(words[:SLOTS]) // 2)
+        revision = max(time.time_ns() // 1_000, self._revision) + 1
+        if is_whole and 0 < reached < _LIMIT:
+            revision = max(revision, reached + 1)
+        else:  # new, cut off, or garbage: no word of before is met again
+            words[:SLOTS] = memoryview((revision << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
+        words[_REVISION] = self._revision = revision
+        self._words = words
+        self.versions = words[:SLOTS]
 
-def _now() -> int:
-    """Return the time in microseconds, which no revision has reached yet if clocks are right."""
-    return time.time_ns() // 1_000
+    def _close_file(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
 
-
-def _words_in_memory() -> memoryview:
-    return memoryview(bytearray(_SIZE)).cast("Q")
-
-
-def _wait_for(descriptor: int, turn: Turn) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        turn.wait()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        turn.waiting = False
-
-
-def _map(descriptor: int, reached: int) -> memoryview:
-    """Map the locked file; give it its size and its first words where it has none.
-
-    The revision is set to the time in any case: after a power cut it may be older than some words.
-    """
-    _fill(descriptor)
-    try:
-        words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
-    except ValueError as error:
-        raise OSError(errno.EIO, "the lock file was cut off just now") from error
-    now = max(_now(), reached + 1)
-    # New, cut off before its last word was there, garbage, or older than what this process knows.
-    if not max(reached, 1) <= words[_REVISION] < _LIMIT:
-        words[:_REVISION] = memoryview((now << 1).to_bytes(8, sys.byteorder) * SLOTS).cast("Q")
-        words[_REVISION] = now
-    words[_REVISION] = max(words[_REVISION], now)
-    return words
-
-
-def _fill(descriptor: int) -> None:
-    """Give the file its size, where it has none yet or was cut off: a store beyond its end kills.
-
-    It is written, and not truncated: so does a store into a hole when the disk is full.
-    """
-    size = os.fstat(descriptor).st_size
-    while size < _SIZE:
-        size += os.pwrite(descriptor, bytes(_SIZE - size), size)
+    def _lock_for_life(self) -> bool:
+        """Keep every other process from the file until close."""
+        if self._descriptor < 0:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            except OSError as error:
+                os.close(descriptor)
+                raise StoreBusyError("another process has the database open") from error
+            self._descriptor = descriptor
+        return True

@@ -1,292 +1,422 @@
 # SPDX-License-Identifier: MIT
-"""The operations on the table, a function each, inside the caller's transaction if there is one.
+"""SQLiteStore: the verbs of the seam on one SQLite file, a method each.
 
-A write returns a Change, and one that refuses raises a SessionStoreError before it has written
-anything. What is absent, ended or timed out changes nothing and gives an empty Change. What is
-a list for callers is returned as rows still to be fetched, before the job ends. No policy here, no
-cache, no clock: `cutoffs` and `now` come from the caller's one reading of the clock.
+Three connections, each with a thread: one writes; one loads records by id; one runs lists and
+statistics, so that a long list never delays a load. In front of each stands a lane. A database in
+memory has one connection for all three lanes.
 """
 
-import json
+import asyncio
+import logging
+import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import Any
 
-from ..arguments import dump_object
-from ..errors import InvalidArgumentError, StorageError
-from ..session import Expiry, Row, SessionRow, SessionStatus
-from . import queries
-from .jobs import Turn
-from .times import micros_from_text, micros_to_text
-from .transactions import transaction
-from .writer import NO_CHANGE, Change
+from ..errors import SessionStoreError, StoreBusyError, StoreClosedError
+from ..expiry import Moment
+from ..session import Record
+from ..store import Counts, Listener, Swept
+from . import queries, reader, schema
+from .connection import (
+    MEMORY,
+    Connection,
+    connect_reader,
+    connect_writer,
+    fetch_all,
+    has_wal_reset_bug,
+    path_of,
+    set_up_writer,
+)
+from .lane import ClosedLane, Guard, Lane
+from .operations import (
+    Activity,
+    BringBack,
+    Chore,
+    Create,
+    Edit,
+    End,
+    EndAll,
+    Erase,
+    Purge,
+    TimeOut,
+    cutoffs,
+)
+from .reader import Count, IsAhead, Load, Select
+from .sidecar import Sidecar
+from .times import to_text
+from .writer import Writer
 
-_ANY_TIME = "~"  # sorts after all times
-_MARK_LENGTH = 25  # of swept_activity, where a sweep has marked a session as ahead of the clock
+logger = logging.getLogger(__name__)
 
+CHUNK = 500  # sessions that one commit brings back to the clock
+CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks
+CLOSE_LIMIT = 30.0  # seconds that close() waits for a disk
 
-class Counts(NamedTuple):
-    """The figures of the table, all of one moment."""
-
-    by_status: dict[str, int]
-    started_today: int
-    database_bytes: int
-
-
-def insert_session(connection: sqlite3.Connection, row: SessionRow) -> Change:
-    """Add a session. An id that is there already is sqlite3.IntegrityError."""
-    connection.execute(queries.INSERT_SESSION, row._asdict())
-    return Change(rows=[row])
-
-
-def touch_session(
-    connection: sqlite3.Connection, touch: Change, expiry: Expiry, now: int
-) -> Change:
-    """Move last_activity of a live session to now, and count an interaction; return the touch."""
-    if _touch_plainly(connection, touch, expiry, now):
-        return touch
-    # It may be ahead of the clock, or marked.
-    parameters = {"id": touch.touched, "latest": _ANY_TIME, **expiry.cutoffs(now)}
-    if connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount == 0:
-        return NO_CHANGE
-    connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
-    return touch
-
-
-def touch_sessions(
-    connection: sqlite3.Connection, touches: Sequence[tuple[Change, Expiry, int]]
-) -> list[Change | None]:
-    """Touch many sessions in one statement. The expiry is the same for all.
-
-    Gives None for each that is left to touch_session: not there, ended, timed out, ahead of the
-    clock or marked; or a second touch of the same session. Raises StorageError, unlike other writes
-    after it has written, where it cannot be told which sessions it has touched.
-    """
-    first, expiry, now = touches[0]
-    if len(touches) == 1:
-        return [first if _touch_plainly(connection, first, expiry, now) else None]
-    moments = {touch.touched: touch.touched_at for touch, _, _ in reversed(touches)}
-    # The strictest cutoffs of all.
-    parameters = expiry.cutoffs(max([now for _, _, now in touches]))
-    parameters["moments"] = json.dumps(moments)
-    count = connection.execute(queries.UPDATE_SESSIONS_ACTIVITY, parameters).rowcount
-    if count == len(touches):
-        return [touch for touch, _, _ in touches]
-    done = set(moments)
-    if count < len(moments):
-        rows = connection.execute(queries.SELECT_SESSIONS_TOUCHED, parameters)
-        done = {id_ for (id_,) in rows.fetchall()}
-        if len(done) != count:  # by a trigger of the host project's, or another program just now
-            raise StorageError("it cannot be told which sessions were touched")
-    results: list[Change | None] = []
-    for touch, _, _ in touches:
-        is_done = touch.touched in done
-        done.discard(touch.touched)
-        results.append(touch if is_done else None)
-    return results
+_NOT_OPEN = ClosedLane("the store is not open; use `async with` or `await open()`")
+_INHERITED = ClosedLane("the store was opened before fork; open one in each process")
 
 
-def _touch_plainly(connection: sqlite3.Connection, touch: Change, expiry: Expiry, now: int) -> bool:
-    parameters = {"id": touch.touched, "latest": touch.touched_at, **expiry.cutoffs(now)}
-    return connection.execute(queries.UPDATE_SESSION_ACTIVITY, parameters).rowcount > 0
+class SQLiteStore:
+    """The sessions in one SQLite file, shared by all processes of one machine."""
 
+    def __init__(
+        self,
+        database: str | bytes | PathLike[str],
+        *,
+        busy_timeout: float = 10.0,
+        create: bool = True,
+        uptime: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take a path, ":memory:", or a URL such as sqlite:///relative.db.
 
-def merge_session(
-    connection: sqlite3.Connection,
-    session_id: str,
-    data: str,
-    metadata: str,
-    remove: Iterable[str],
-    max_bytes: int,
-    cutoffs: Mapping[str, str],
-) -> Change:
-    """Merge two JSON objects into those of a live session, and then drop keys of its data.
+        Args:
+            database: what names the file.
+            busy_timeout: seconds that a call waits for the locks of other processes and programs.
+            create: False to open a file only if it is there and has sessions.
+            uptime: seconds on a clock that nobody sets.
 
-    Raises InvalidArgumentError where the result would have more than max_bytes.
-    """
-    parameters = {"id": session_id, **cutoffs}
-    rows = _rows(connection, queries.SELECT_LIVE_SESSION_BY_ID, parameters)
-    if not rows:
-        return NO_CHANGE
-    try:
-        merged = {**json.loads(rows[0].data), **json.loads(data)}
-        for key in remove:
-            merged.pop(key, None)
-        merged_metadata = {**json.loads(rows[0].metadata), **json.loads(metadata)}
-        parameters["data"] = dump_object("data", merged, max_bytes)
-        parameters["metadata"] = dump_object("metadata", merged_metadata, max_bytes)
-    except (TypeError, ValueError, RecursionError) as error:  # which quotes what it could not read
-        is_half = isinstance(error.__context__, UnicodeError)  # a lone surrogate, and not a new one
-        if isinstance(error, InvalidArgumentError) and not is_half:
+        Raises:
+            InvalidArgumentError: it names no file.
+        """
+        self._database = path_of(database)
+        self._busy_timeout = busy_timeout
+        self._create = create
+        self._uptime = uptime
+        self._path = MEMORY  # the resolved one, while open
+        self._connections: list[Connection] = []  # the one that writes first
+        self._sidecar: Sidecar | None = None
+        self._writes: Lane[Any] | ClosedLane = _NOT_OPEN
+        self._loads: Lane[Any] | ClosedLane = _NOT_OPEN
+        self._lists: Lane[Any] | ClosedLane = _NOT_OPEN
+        self._is_opening = False
+        self._is_given_up = False  # whether close() was called in the meantime
+        self._data_version = 0  # at the last sweep
+        self._ahead_since: float | None = None  # by uptime
+
+    @property
+    def versions(self) -> Sequence[int] | None:
+        """The version of each slot of sessions; None while closed, and in a forked process."""
+        return None if self._sidecar is None else self._sidecar.versions
+
+    async def open(self, listener: Listener, now: int) -> None:
+        """Make the file, or bring it to today's schema, and connect. All or nothing."""
+        path = _resolve(self._database)
+        if path in _inherited_paths:
+            raise StoreClosedError("the file was open when the process was forked; open it after")
+        self._path = path
+        self._listener = listener
+        self._is_opening, self._is_given_up = True, False
+        _open_stores.add(self)  # from here on a fork would take connections along
+        try:
+            await self._connect(path, now)
+        except BaseException:
+            await self._let_go()
             raise
-        raise StorageError("the session holds JSON that cannot be handled; mend the row") from None
-    connection.execute(queries.UPDATE_SESSION_MARKED, parameters)
-    return _change(connection, queries.UPDATE_SESSION_DATA, parameters)
+        finally:
+            self._is_opening = False
+
+    async def close(self) -> None:
+        """Finish what was accepted, and let go of the file."""
+        if self._is_opening:
+            self._is_given_up = True
+            if isinstance(self._writes, Lane):
+                self._writes.hurry(0)
+            return
+        lanes = [
+            each for each in (self._writes, self._loads, self._lists) if isinstance(each, Lane)
+        ]
+        if not lanes:  # not open, or another process's
+            return
+        lanes[0].check_loop()
+        self._writes = self._loads = self._lists = _NOT_OPEN
+        for lane in lanes:
+            lane.hurry(CLOSE_PATIENCE)
+        resting = [asyncio.ensure_future(lane.rest()) for lane in lanes]
+        _, pending = await asyncio.wait(resting, timeout=CLOSE_LIMIT)
+        for each in pending:
+            each.cancel()
+        if pending:
+            logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
+            self._forsake()
+            return
+        lanes[0].hurry(CLOSE_PATIENCE)
+        for connection in self._connections[1:]:
+            await connection.close()
+        # A lock that somebody keeps means that this is not the last connection: closing is safe.
+        with suppress(SessionStoreError):
+            await lanes[0].submit(_Farewell())
+        await self._let_go()
+
+    async def create(self, record: Record) -> None:
+        """Add a session."""
+        await self._writes.submit(Create(record))
+
+    async def touch(self, session_id: str, moment: Moment) -> bool:
+        """Move the last_activity of a live session, and count an interaction."""
+        touched: bool = await self._writes.submit(Activity(session_id, moment))
+        return touched
+
+    async def edit(
+        self, session_id: str, moment: Moment, change: Callable[[Record], Record]
+    ) -> bool:
+        """Write the data and metadata that `change` makes of those of a live session."""
+        edited: bool = await self._writes.submit(Edit(session_id, moment, change))
+        return edited
+
+    async def end(self, session_id: str, moment: Moment, status: str, reason: str) -> bool:
+        """End a live session."""
+        ended: bool = await self._writes.submit(End(session_id, moment, status, reason))
+        return ended
+
+    async def end_all(
+        self, child_id: str, moment: Moment, status: str, reason: str, except_id: str | None
+    ) -> int:
+        """End all live sessions of a child but one."""
+        ended: int = await self._writes.submit(EndAll(child_id, moment, status, reason, except_id))
+        return ended
+
+    async def erase(self, session_id: str) -> bool:
+        """Delete a session, whatever its status."""
+        erased: bool = await self._writes.submit(Erase(session_id))
+        return erased
+
+    async def time_out(self, moment: Moment, limit: int) -> Swept:
+        """End up to `limit` sessions that have timed out."""
+        swept: Swept = await self._writes.submit(TimeOut(moment, limit))
+        return swept
+
+    async def purge(self, ended_before: int, limit: int) -> int:
+        """Erase up to `limit` sessions that ended at or before then."""
+        purged: int = await self._writes.submit(Purge(ended_before, limit))
+        return purged
+
+    async def tidy(self, moment: Moment) -> None:
+        """Notice what other programs did, clear the log of what was erased, and mend the clock's.
+
+        A session is ahead of the clock by more than the timeout if the clock was set back. It is
+        brought back to the clock once it has been seen ahead for a whole timeout of uptime, so that
+        a clock that was wrong for a while has changed nothing.
+        """
+        data_version: int = await self._writes.submit(_Tidy())
+        if data_version != self._data_version:
+            self._data_version = data_version
+            self._listener.forget()
+        if not await self._lists.submit(IsAhead(moment)):
+            self._ahead_since = None
+        elif self._ahead_since is None:
+            self._ahead_since = self._uptime()
+        elif (self._uptime() - self._ahead_since) * 1_000_000 >= moment.expiry.timeout:
+            while await self._writes.submit(BringBack(moment, CHUNK)) == CHUNK:
+                pass
+
+    async def load(self, session_id: str) -> Record | None:
+        """Return a session, whatever its status."""
+        record: Record | None = await self._loads.submit(Load(session_id))
+        return record
+
+    async def list_active(
+        self, moment: Moment, child_id: str | None, after: tuple[int, str] | None, limit: int | None
+    ) -> list[Record]:
+        """Return live sessions in the order of starting."""
+        started_at, session_id = ("", "") if after is None else (to_text(after[0]), after[1])
+        parameters = {
+            "child_id": child_id,
+            "after_started_at": started_at,
+            "after_id": session_id,
+            "limit": -1 if limit is None else limit,  # -1: no limit
+            **cutoffs(moment),
+        }
+        of_all, of_child = queries.SELECT_SESSIONS_ACTIVE, queries.SELECT_SESSIONS_ACTIVE_BY_CHILD
+        return await self._select(of_all if child_id is None else of_child, parameters)
+
+    async def list_of_child(self, child_id: str, limit: int) -> list[Record]:
+        """Return the sessions of a child, started last first."""
+        parameters = {"child_id": child_id, "limit": limit}
+        return await self._select(queries.SELECT_SESSIONS_BY_CHILD, parameters)
+
+    async def search(
+        self, moment: Moment, child_id: str | None, status: str | None, limit: int
+    ) -> list[Record]:
+        """Return sessions by child and status, started last first. Reads the whole table."""
+        parameters = {"child_id": child_id, "status": status, "limit": limit, **cutoffs(moment)}
+        return await self._select(queries.SELECT_SESSIONS_BY_FILTER, parameters)
+
+    async def count(self, moment: Moment) -> Counts:
+        """Count the sessions."""
+        counts: Counts = await self._lists.submit(Count(moment))
+        return counts
+
+    async def _select(self, query: str, parameters: dict[str, Any]) -> list[Record]:
+        records: list[Record] = await self._lists.submit(Select(query, parameters))
+        return records
+
+    async def _connect(self, path: str, now: int) -> None:
+        loop = asyncio.get_running_loop()
+        in_memory = path == MEMORY
+        if has_wal_reset_bug(sqlite3.sqlite_version_info):
+            logger.info(
+                "SQLite %s has the WAL-reset bug; the lock file beside the database keeps clear of"
+                " it",
+                sqlite3.sqlite_version,
+            )
+        writing = await self._add(Connection(partial(connect_writer, path, self._create)))
+        # Before the lock file is made: a file that is refused gets nothing beside it.
+        await self._until_free(partial(writing.run, partial(schema.check, create=self._create)))
+        self._sidecar = Sidecar(None if in_memory else path)
+        guard = Guard(loop)
+        writer = Writer(
+            writing.sqlite,
+            None if in_memory else path,
+            self._sidecar,
+            on_move=lambda: loop.call_soon_threadsafe(self._listener.forget),
+        )
+        self._writes = Lane(
+            writing,
+            writer.work,
+            guard,
+            busy_timeout=self._busy_timeout,
+            on_commit=self._listener.on_commit,
+        )
+        if self._is_given_up:
+            self._writes.hurry(0)
+        self._data_version = await self._writes.submit(_Preparation(path, now))
+        loading = listing = writing
+        if not in_memory:
+            loading = await self._add(Connection(partial(connect_reader, path)))
+            listing = await self._add(Connection(partial(connect_reader, path)))
+        self._loads = Lane(
+            loading, partial(reader.load, loading.sqlite), guard, busy_timeout=self._busy_timeout
+        )
+        self._lists = Lane(
+            listing,
+            partial(reader.read, listing.sqlite),
+            guard,
+            busy_timeout=self._busy_timeout,
+            batch_limit=1,  # a short list does not wait for those that came with it
+        )
+
+    async def _add(self, connection: Connection) -> Connection:
+        await connection.open()
+        self._connections.append(connection)
+        return connection
+
+    async def _until_free(self, attempt: Callable[[], Any]) -> None:
+        """Repeat an attempt while another program's lock is in the way."""
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                await attempt()
+                return
+            except StoreBusyError:
+                if self._is_given_up or time.monotonic() >= deadline:
+                    raise
+
+    async def _let_go(self) -> None:
+        """Close what is open, whatever it is."""
+        connections, self._connections = self._connections, []
+        for connection in reversed(connections):
+            await connection.close()
+        if self._sidecar is not None:
+            self._sidecar.close()
+        self._forsake()
+
+    def _forsake(self) -> None:
+        self._writes = self._loads = self._lists = _NOT_OPEN
+        self._sidecar = None
+        _open_stores.discard(self)
+
+    def _inherit(self) -> None:
+        """Let go, in a child process, of what belongs to its parent.
+
+        Its connections must not be closed, nor may the child open the file again: SQLite's notes in
+        memory say that this process holds locks, which the parent holds.
+        """
+        for lane in (self._writes, self._loads, self._lists):
+            if isinstance(lane, Lane):
+                lane.disown()
+        self._writes = self._loads = self._lists = _INHERITED
+        _inherited_connections.extend(self._connections)
+        self._connections = []
+        if self._sidecar is not None:
+            self._sidecar.disown()
+        if self._path != MEMORY:
+            _inherited_paths.add(self._path)
+        self._listener.forget()
 
 
-def end_session(
-    connection: sqlite3.Connection, session_id: str, reason: str, cutoffs: Mapping[str, str]
-) -> Change:
-    """End a live session for a reason, which decides the status."""
-    parameters = {"id": session_id, "reason": reason, "status": _status_for(reason), **cutoffs}
-    return _change(connection, queries.UPDATE_SESSION_ENDED, parameters)
+@dataclass(slots=True)
+class _Preparation(Chore):
+    """Brings a file to today's schema and settings; tells its data version."""
+
+    path: str
+    now: int
+
+    def run(self, connection: sqlite3.Connection) -> int:
+        connection.execute(queries.SET_SECURE_DELETE)
+        schema.migrate(connection, self.path, self.now)
+        set_up_writer(connection)
+        return _data_version(connection)
 
 
-def end_sessions_of_child(
-    connection: sqlite3.Connection,
-    child_id: str,
-    except_id: str | None,
-    reason: str,
-    cutoffs: Mapping[str, str],
-) -> Change:
-    """End all live sessions of a child but one."""
-    parameters = {
-        "child_id": child_id,
-        "except_id": except_id,
-        "reason": reason,
-        "status": _status_for(reason),
-        **cutoffs,
-    }
-    return _change(connection, queries.UPDATE_SESSIONS_ENDED_BY_CHILD, parameters)
+@dataclass(slots=True)
+class _Tidy(Chore):
+    """Takes what was erased out of the log, too; tells the data version."""
+
+    def run(self, connection: sqlite3.Connection) -> int:
+        _empty_log(connection)
+        return _data_version(connection)
 
 
-def time_out_sessions(
-    connection: sqlite3.Connection, expiry: Expiry, now: int, limit: int
-) -> Change:
-    """Of up to limit sessions that are due, mark those that have timed out, as ended when they did.
+@dataclass(slots=True)
+class _Farewell(Chore):
+    """Takes what was erased out of the log, and closes, while nobody else can be writing."""
 
-    The others got activity since they came due, and will be due again when they may have timed out.
-    One that is ahead of the clock has timed out when it was idle since a sweep has marked it.
-    """
-    parameters = {"limit": limit, **expiry.cutoffs(now)}
-    due = connection.execute(queries.SELECT_SESSIONS_DUE, parameters).fetchall()
-    # All before anything is written: a row that is damaged refuses here.
-    moments = [(id_, _moment(expiry, now, *times)) for id_, *times in due]
-    rows: list[SessionRow] = []
-    for id_, expires_at in moments:
-        if expires_at <= now:
-            ended = {"id": id_, "ended_at": micros_to_text(expires_at)}
-            rows += _rows(connection, queries.UPDATE_SESSION_TIMED_OUT, ended)
-    alive = [{"id": id_} for id_, expires_at in moments if expires_at > now]
-    moved = connection.executemany(queries.UPDATE_SESSION_SWEPT, alive).rowcount
-    stuck = not rows and moved <= 0  # a trigger of the host project's may stand in the way
-    return Change(rows, is_all=len(due) < limit or stuck)
+    def run(self, connection: sqlite3.Connection) -> None:
+        _empty_log(connection)
+        connection.close()
 
 
-def mark_sessions_ahead(connection: sqlite3.Connection, now: int, limit: int) -> Change:
-    """Mark up to limit sessions that the clock, which was set back, has yet to reach."""
-    parameters = {"now": micros_to_text(now), "limit": limit}
-    marked = connection.execute(queries.UPDATE_SESSIONS_AHEAD, parameters).rowcount
-    return Change(is_all=marked < limit)
+def _resolve(database: str) -> str:
+    return database if database == MEMORY else os.path.realpath(database)
 
 
-def delete_session(connection: sqlite3.Connection, session_id: str) -> Change:
-    """Erase a session, whatever its status."""
-    erased = connection.execute(queries.DELETE_SESSION, {"id": session_id}).fetchall()
-    return Change(erased=[id_ for (id_,) in erased])
-
-
-def purge_sessions(connection: sqlite3.Connection, cutoff: str, limit: int) -> Change:
-    """Erase up to limit sessions that ended at the cutoff or before it."""
-    parameters = {"cutoff": cutoff, "limit": limit}
-    erased = connection.execute(queries.DELETE_SESSIONS_ENDED_BEFORE, parameters).fetchall()
-    return Change(erased=[id_ for (id_,) in erased], is_all=len(erased) < limit)
-
-
-def select_sessions(connection: sqlite3.Connection, session_ids: list[str]) -> list[Row]:
-    """Return the rows with these ids, whatever their status."""
-    ids = {"ids": json.dumps(session_ids)}
-    return connection.execute(queries.SELECT_SESSIONS_BY_IDS, ids).fetchall()
-
-
-def select_active_sessions(
-    connection: sqlite3.Connection,
-    child_id: str | None,
-    after: tuple[str, str],
-    limit: int,
-    cutoffs: Mapping[str, str],
-) -> Iterable[Row]:
-    """Return live sessions in the order of (started_at, id), from behind `after` on."""
-    parameters = {
-        "after_started_at": after[0],
-        "after_id": after[1],
-        "limit": limit,
-        **cutoffs,
-    }
-    if child_id is None:
-        return connection.execute(queries.SELECT_ACTIVE_SESSIONS, parameters)
-    parameters["child_id"] = child_id
-    return connection.execute(queries.SELECT_ACTIVE_SESSIONS_BY_CHILD, parameters)
-
-
-def select_sessions_of_child(
-    connection: sqlite3.Connection, child_id: str, limit: int
-) -> Iterable[Row]:
-    """Return the sessions of a child, started last first, whatever their status."""
-    parameters = {"child_id": child_id, "limit": limit}
-    return connection.execute(queries.SELECT_SESSIONS_BY_CHILD, parameters)
-
-
-def select_sessions_by_filter(
-    connection: sqlite3.Connection,
-    child_id: str | None,
-    status: str | None,
-    limit: int,
-    cutoffs: Mapping[str, str],
-) -> Iterable[Row]:
-    """Return sessions by child and status, started last first. Reads the whole table."""
-    parameters = {"child_id": child_id, "status": status, "limit": limit, **cutoffs}
-    return connection.execute(queries.SELECT_SESSIONS_BY_FILTER, parameters)
-
-
-def count_sessions(connection: sqlite3.Connection, cutoffs: Mapping[str, str]) -> Counts:
-    """Count the sessions by status, those that have timed out but were not swept as timed out."""
-    by_status = dict.fromkeys(map(str, SessionStatus), 0)
-    started_today = 0
-    with transaction(connection, begin=queries.BEGIN_READ):
-        today = {"today": cutoffs["now"][:10]}
-        for status, count, since_midnight in connection.execute(
-            queries.COUNT_SESSIONS_BY_STATUS, today
-        ).fetchall():
-            by_status[status] = count
-            started_today += since_midnight
-        unswept = _count(connection, queries.COUNT_SESSIONS_TIMED_OUT, cutoffs)
-        size = _count(connection, queries.SELECT_DATABASE_BYTES, {})
-    by_status["active"] -= unswept
-    by_status["timeout"] += unswept
-    return Counts(by_status, started_today, size)
-
-
-def read_data_version(connection: sqlite3.Connection, turn: Turn) -> int:
+def _data_version(connection: sqlite3.Connection) -> int:
     """Return a number that changes when another connection has committed."""
-    turn.claim()
-    version: int = connection.execute(queries.SELECT_DATA_VERSION).fetchone()[0]
-    return version
+    ((version,),) = fetch_all(connection, queries.SELECT_DATA_VERSION)
+    return int(version)
 
 
-def _moment(expiry: Expiry, now: int, started_at: str, last_activity: str, swept: str) -> int:
-    """Return when a session times out; one that is ahead of the clock, when idle since its mark."""
-    expires_at = expiry.moment(started_at, last_activity)
-    is_marked = len(swept) == _MARK_LENGTH and last_activity > micros_to_text(now)
-    if expires_at > now and is_marked:
-        return micros_from_text(f"{swept}0") + expiry.timeout
-    return expires_at
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Copy the log into the database and cut it to nothing, unless a reader needs it just now.
+
+    At once or not at all: there is no waiting for readers with the lock held. Nor is an error
+    raised: what was committed is safe, and the next sweep tries again.
+    """
+    connection.execute(queries.SET_BUSY_TIMEOUT_NONE)
+    try:
+        fetch_all(connection, queries.CHECKPOINT_TRUNCATE)
+    except sqlite3.Error:
+        logger.exception("the write-ahead log could not be emptied; the next sweep tries again")
+    finally:
+        connection.execute(queries.SET_BUSY_TIMEOUT)
 
 
-def _status_for(reason: str) -> str:
-    return reason if reason in ("timeout", "error") else "ended"
+_open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
+_inherited_connections: list[Connection] = []
+_inherited_paths: set[str] = set()
 
 
-def _rows(
-    connection: sqlite3.Connection, query: str, parameters: Mapping[str, Any]
-) -> list[SessionRow]:
-    return list(map(SessionRow._make, connection.execute(query, parameters).fetchall()))
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        store._inherit()
 
 
-def _change(connection: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> Change:
-    return Change(_rows(connection, query, parameters))
-
-
-def _count(connection: sqlite3.Connection, query: str, parameters: Mapping[str, str]) -> int:
-    count: int = connection.execute(query, parameters).fetchone()[0]
-    return count
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: MIT
+"""A lane: calls on their way to a connection's thread, gathered into batches.
+
+The calls that come while a batch is at work are the next batch: there is no timer, and no task that
+somebody could cancel. The thread takes all that has gathered, works it off, hands the outcome to
+the event loop, and puts itself at the end of the connection's queue if more has come; so several
+lanes of one connection take turns. What a batch does is the affair of writer.py and reader.py.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from ..errors import StoreBusyError, StoreClosedError
+from ..store import Commit
+from .connection import ours
+
+logger = logging.getLogger(__name__)
+
+BATCH_LIMIT = 500  # calls
+BATCH_BYTES = 4_194_304
+
+PAUSE = (0.000_02, 0.000_2)  # seconds between two tries to get a lock, at least and at most
+PAUSE_LATER = (0.002, 0.005)  # once it has been waited for so long:
+PAUSE_LATER_FROM = 0.2
+
+GUARD_INTERVAL = 0.005  # seconds: CPython's switch interval
+GUARD_HOLD = 0.001  # seconds
+GUARD_PATIENCE = 4  # intervals, while the thread waits for a lock and seldom needs the GIL
+
+
+class Operation:
+    """What a call asks for."""
+
+    __slots__ = ()
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it adds to its batch."""
+        return 0
+
+
+Asked = TypeVar("Asked", bound=Operation)
+
+
+class Call(Generic[Asked]):
+    """One call: what it asks for, who waits for it, and until when it may wait for a lock."""
+
+    __slots__ = ("deadline", "future", "operation")
+
+    def __init__(self, operation: Asked, future: "asyncio.Future[Any]", deadline: float) -> None:
+        self.operation = operation
+        self.future = future
+        self.deadline = deadline  # by time.monotonic()
+
+
+class Done(NamedTuple, Generic[Asked]):
+    """What became of calls: a result or an exception each, and the commit that did it, if any."""
+
+    outcomes: Sequence[tuple[Call[Asked], object]]
+    commit: Commit | None = None
+
+
+# Tries until an attempt succeeds: Lane.wait.
+Wait = Callable[[Sequence[Call[Any]], Callable[[], bool]], Sequence[Call[Any]]]
+
+
+class Thread(Protocol):
+    """The thread of a connection."""
+
+    def queue(self, function: Callable[[], None]) -> None:
+        """Run the function on the thread, after what was queued before."""
+
+
+class Guard:
+    """What lends the threads of a store the GIL when a busy event loop would starve them.
+
+    A thread needs the GIL between any two steps. A loop that always has something ready lets go of
+    it in each pass, and takes it back before the thread has woken up. So while a lane is at work
+    the loop looks every 5 ms, and if no batch has ended since, it blocks on a queue for at most
+    1 ms: that really hands the GIL over.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lanes: list[Lane[Any]] = []
+        self._ended: SimpleQueue[None] = SimpleQueue()  # an item for each batch
+        self._is_watching = False
+        self._looks = 0
+
+    def add(self, lane: "Lane[Any]") -> None:
+        """Look after a lane, too."""
+        self._lanes.append(lane)
+
+    def watch(self) -> None:
+        """Look after the lanes until all of them rest. For the event loop."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._loop.call_later(GUARD_INTERVAL, self._look)
+
+    def note_end(self) -> None:
+        """Note that a batch has ended. For the threads."""
+        self._ended.put(None)
+
+    def _look(self) -> None:
+        at_work = [lane for lane in self._lanes if not lane.is_resting]
+        self._is_watching = bool(at_work)
+        if not at_work:
+            return
+        self._looks += 1
+        if not all(lane.is_waiting for lane in at_work) or self._looks % GUARD_PATIENCE == 0:
+            with suppress(Empty):
+                self._ended.get(timeout=GUARD_HOLD)
+        with suppress(Empty):
+            while True:
+                self._ended.get_nowait()
+        self._loop.call_later(GUARD_INTERVAL, self._look)
+
+
+class Lane(Generic[Asked]):
+    """A queue of calls in front of a connection's thread, in one event loop."""
+
+    def __init__(
+        self,
+        thread: Thread,
+        work: Callable[[Wait, Sequence[Call[Asked]]], Sequence[Done[Asked]]],
+        guard: Guard,
+        *,
+        busy_timeout: float,
+        batch_limit: int = BATCH_LIMIT,
+        on_commit: Callable[[Commit], None] = lambda commit: None,
+    ) -> None:
+        """Take the thread, what works off a batch there, and the seconds that a call may wait."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._work = work
+        self._guard = guard
+        self._busy_timeout = busy_timeout
+        self._batch_limit = batch_limit
+        self._on_commit = on_commit
+        self._gathered: deque[Call[Asked]] = deque()
+        self._at_rest: asyncio.Future[None] | None = None  # what rest() waits for
+        self._give_up_at = math.inf  # an upper bound of all deadlines
+        self._random = random.Random()  # of its own: the host may seed the other
+        self.is_resting = True
+        self.is_waiting = False  # for a lock; set by its thread
+        guard.add(self)
+
+    def submit(self, operation: Asked) -> "asyncio.Future[Any]":
+        """Have the operation done in the next batch; return the future of its result."""
+        self.check_loop()
+        future = self._loop.create_future()
+        deadline = time.monotonic() + self._busy_timeout
+        self._gathered.append(Call(operation, future, deadline))
+        if self.is_resting:
+            self._start()
+        return future
+
+    def disown(self) -> None:
+        """Serve nobody any more: the thread belongs to the process that this one was forked from."""
+        self._gathered.clear()
+        self._hand_over = _ignore  # type: ignore[method-assign]
+
+    async def rest(self) -> None:
+        """Wait until all that was accepted is done."""
+        while not self.is_resting:
+            if self._at_rest is None:
+                self._at_rest = self._loop.create_future()
+            await asyncio.wait({self._at_rest})
+
+    def check_loop(self) -> None:
+        """Raise StoreClosedError in another event loop than the lane's own."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosedError("the store was opened in another event loop; use one for each")
+
+    def hurry(self, seconds: float) -> None:
+        """Have no call wait for a lock longer than for so many seconds from now."""
+        self._give_up_at = time.monotonic() + seconds
+
+    def wait(
+        self, calls: Sequence[Call[Asked]], attempt: Callable[[], bool]
+    ) -> Sequence[Call[Asked]]:
+        """Try until the attempt succeeds, and return the calls that still want it. For the thread.
+
+        A call whose deadline is over fails with StoreBusyError, and the others wait on. If none is
+        left, the attempt may have succeeded or not.
+        """
+        begun = time.monotonic()
+        try:
+            while True:
+                is_done = attempt()
+                calls = [call for call in calls if not call.future.done()]
+                if is_done or not calls:
+                    return calls
+                self.is_waiting = True
+                now = time.monotonic()
+                late = [call for call in calls if min(call.deadline, self._give_up_at) <= now]
+                if late:
+                    self._post([Done([(call, _busy()) for call in late])], False)
+                    calls = [call for call in calls if call not in late]
+                is_early = now - begun < PAUSE_LATER_FROM
+                time.sleep(self._random.uniform(*(PAUSE if is_early else PAUSE_LATER)))
+        finally:
+            self.is_waiting = False
+
+    def _start(self) -> None:
+        self.is_resting = False
+        self._thread.queue(self._run_batch)
+        self._guard.watch()
+
+    def _run_batch(self) -> None:
+        """Work off what has gathered, on the connection's thread."""
+        calls = self._take()
+        try:
+            done = self._work(self.wait, calls) if calls else []
+        except BaseException as error:
+            done = [failed(calls, error)]
+        rests = not self._gathered
+        if self._post(done, rests) and not rests:
+            self._thread.queue(self._run_batch)
+        self._guard.note_end()
+
+    def _take(self) -> list[Call[Asked]]:
+        taken: list[Call[Asked]] = []
+        weight = 0
+        while self._gathered and len(taken) < self._batch_limit and weight < BATCH_BYTES:
+            call = self._gathered.popleft()
+            if not call.future.done():  # else its caller has gone
+                taken.append(call)
+                weight += call.operation.weight
+        return taken
+
+    def _post(self, done: Sequence[Done[Asked]], rests: bool) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(self._hand_over, done, rests)
+        except RuntimeError:  # the event loop was closed: nobody waits any more
+            return False
+        return True
+
+    def _hand_over(self, done: Sequence[Done[Asked]], rests: bool) -> None:
+        """Tell of the commits and serve their callers, in the event loop, whatever happens."""
+        for outcomes, commit in done:
+            if commit is not None:
+                self._tell(commit)
+            for call, result in outcomes:
+                if call.future.done():
+                    continue
+                if isinstance(result, BaseException):
+                    call.future.set_exception(result)
+                else:
+                    call.future.set_result(result)
+        if rests:
+            self.is_resting = True
+            if self._gathered:
+                self._start()
+            elif self._at_rest is not None:
+                at_rest, self._at_rest = self._at_rest, None
+                at_rest.set_result(None)
+
+    def _tell(self, commit: Commit) -> None:
+        try:
+            self._on_commit(commit)
+        except Exception:
+            with suppress(Exception):  # a filter of the host's logging may raise, too
+                logger.exception("what hears of commits has failed; the callers go on")
+
+
+class ClosedLane:
+    """What stands where a lane will be or was: it refuses each call, for a reason."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def submit(self, operation: object) -> "asyncio.Future[Any]":
+        """Raise StoreClosedError."""
+        raise StoreClosedError(self._reason)
+
+
+def failed(calls: Sequence[Call[Asked]], error: BaseException) -> Done[Asked]:
+    """Let all of the calls hear of an error, each of one of its own, and of SQLite's as ours."""
+    return Done([(call, ours(error)) for call in calls])
+
+
+def _busy() -> StoreBusyError:
+    return StoreBusyError("another process or program holds the database's lock; try again")
+
+
+def _ignore(done: object, rests: bool) -> None:
+    pass
