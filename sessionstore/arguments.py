@@ -45,11 +45,9 @@ def check_owner(value: object) -> str:
 
 def check_session_id(value: object) -> str | None:
     """Return an id that may be in the store, or None for what cannot be one."""
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH and value.isprintable():
-        return value
-    return None
+    if isinstance(value, str):
+        return value if value.isprintable() and 1 <= len(value) <= MAX_ID_LENGTH else None
+    return str(value) if isinstance(value, UUID) else None
 
 
 def check_spared_id(value: object) -> str | None:

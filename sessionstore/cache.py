@@ -8,6 +8,7 @@ at each use, since the object may be another one; while the store is closed ther
 no hits.
 """
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 from zlib import crc32
@@ -18,10 +19,11 @@ from .store import Commit, Store, Touch
 
 
 class Entry(NamedTuple):
-    """A record, when it expires, and the version of its slot under which it is true."""
+    """A record, and the version of its slot under which it is true."""
 
     record: Record
     expires_at: int
+    true_until: float  # seconds by the clock, from which on an active session may have timed out
     slot: int
     version: int
 
@@ -50,14 +52,19 @@ class Cache:
         return len(self._entries)
 
     def get(self, session_id: str) -> Entry | None:
-        """Return the entry of a session if it is there and true, and count a hit or a miss."""
-        entry = self._entries.get(session_id)
-        if entry is not None:
-            versions = self._store.versions
-            if versions is not None and versions[entry.slot] == entry.version:
+        """Return the entry of a session if it is there and its version stands.
+
+        Counts a hit or a miss. What is no id is a miss.
+        """
+        try:
+            entry = self._entries[session_id]
+            _, _, _, slot, version = entry
+            if self._store.versions[slot] == version:  # type: ignore[index]
                 self._entries.move_to_end(session_id)
                 self.hits += 1
                 return entry
+        except (KeyError, TypeError):  # not there; or no versions, and so nothing true
+            pass
         self.misses += 1
         return None
 
@@ -106,7 +113,9 @@ class Cache:
 
     def _put(self, record: Record, slot: int, version: int) -> None:
         expires_at = self._expiry.expires_at(record)
-        self._entries[record.id] = Entry(record, expires_at, slot, version)
+        # A float of seconds is not exact to the microsecond.
+        true_until = (expires_at - 2) / 1_000_000 if record.status == "active" else math.inf
+        self._entries[record.id] = Entry(record, expires_at, true_until, slot, version)
         self._entries.move_to_end(record.id)
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)

@@ -73,6 +73,7 @@ def read_clock(clock: Callable[[], float]) -> int:
         InvalidArgumentError: the clock returned something that is no time.
     """
     try:
-        return max(EARLIEST, min(LATEST, round(clock() * 1_000_000)))
+        micros = round(clock() * 1_000_000)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError("the clock must return seconds since the epoch") from error
+    return micros if EARLIEST <= micros <= LATEST else EARLIEST if micros < 0 else LATEST

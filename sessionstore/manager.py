@@ -212,21 +212,23 @@ class SessionManager:
 
         A session past its expires_at is shown as timed out, whether a sweep came by or not.
         """
+        entry = self._cache.get(session_id)
+        if entry is not None:
+            record, expires_at, true_until, _, _ = entry
+            if self._clock() < true_until:
+                return Session(record, expires_at)
         now = read_clock(self._clock)
+        if entry is not None:
+            return self._expiry.session(entry.record, now)
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return None
-        entry = self._cache.get(checked_id)
-        if entry is not None:
-            if now < entry.expires_at:
-                return Session(entry.record, entry.expires_at)
-            return self._expiry.session(entry.record, now)
         ticket = self._cache.ticket(checked_id)
-        record = await self._store.load(checked_id)
-        if record is None:
+        loaded = await self._store.load(checked_id)
+        if loaded is None:
             return None
-        self._cache.keep(record, ticket)
-        return self._expiry.session(record, now)
+        self._cache.keep(loaded, ticket)
+        return self._expiry.session(loaded, now)
 
     async def update_activity(self, session_id: str) -> bool:
         """Move last_activity to now, never backwards, and count an interaction.

@@ -81,9 +81,7 @@ class Store(Protocol):
     # versions[crc32(id) % len(versions)] changes before a write to that session is acknowledged,
     # never takes an earlier value again, and is odd while one is under way. The object may be
     # another one at each use. None: nothing tells whether memory is still true, as while closed.
-    @property
-    def versions(self) -> Sequence[int] | None:
-        """The version of each slot of sessions, or None if memory cannot be believed."""
+    versions: Sequence[int] | None
 
     async def open(self, listener: Listener, now: int) -> None:
         """Connect, and make or migrate the tables. All or nothing; may be called after close.

@@ -10,15 +10,13 @@ comes from the moment of the call. Nothing is executed here.
 _COLUMNS = """id, child_id, status, started_at, ended_at, last_activity, data, metadata,
        interaction_count"""
 
-# The rule "has not timed out" for SQL; expiry.py has it for Python. It filters and never finds: the
-# plus signs keep SQLite from choosing an index, or a range of one, by the times.
+# The rule "has not timed out" for SQL; expiry.py has it for Python. The plus signs keep SQLite from
+# choosing an index, or a range of one, by a column. _LIVE finds by status; _IS_LIVE only filters what
+# was found by its id, even if ANALYZE has seen a table with a single row.
 _LIVE = """status = 'active'
    AND +last_activity > :idle_cutoff
    AND +started_at > :lifetime_cutoff"""
-
-# INDEXED BY, the IN and the LIMIT together have SQLite search for each key, even if ANALYZE has
-# seen a table that was small.
-_TOUCHES = "(SELECT key, value FROM json_each(:touches) LIMIT -1)"
+_IS_LIVE = f"+{_LIVE}"
 
 # -- Transactions and settings ---------------------------------------------------------------------
 
@@ -29,7 +27,10 @@ ROLLBACK = "ROLLBACK"
 
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 16777216"  # bytes, when the log restarts
-SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 4000"  # pages of 4,096 bytes
+SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 8000"  # pages; about the limit above
+# Bytes, of a new file. A touch writes a page of the table and one or two of an index: 100 touches in
+# a batch took 0.65 of the time that they take with pages of 4,096 bytes.
+SET_PAGE_SIZE = "PRAGMA page_size = 2048"
 SET_SECURE_DELETE = "PRAGMA secure_delete = ON"  # what is erased is overwritten with zeros
 SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever holds data
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
@@ -68,26 +69,26 @@ UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + 1
  WHERE id = :id
-   AND {_LIVE}
+   AND {_IS_LIVE}
 """
 
-# The same for many sessions, {id: how often}, by primary key.
+# The same for many sessions, {id: how often}, in one statement, which hands the GIL over once. By
+# primary key for each key.
 UPDATE_SESSIONS_TOUCHED = f"""
-UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
+UPDATE sessions
    SET last_activity     = max(last_activity, :now),
        interaction_count = interaction_count + value
-  FROM {_TOUCHES}
+  FROM json_each(:touches)
  WHERE sessions.id = key
-   AND sessions.id IN (SELECT key FROM json_each(:touches))
-   AND {_LIVE}
+   AND {_IS_LIVE}
 """
 
 # Which of them are live, if fewer were touched than asked for. By primary key.
 SELECT_LIVE_IDS = f"""
 SELECT id
-  FROM sessions INDEXED BY sqlite_autoindex_sessions_1
+  FROM sessions
  WHERE id IN (SELECT key FROM json_each(:touches))
-   AND {_LIVE}
+   AND {_IS_LIVE}
 """
 
 # Serves update_session, first half: what is changed. By primary key.
@@ -95,7 +96,7 @@ SELECT_LIVE_SESSION = f"""
 SELECT {_COLUMNS}
   FROM sessions
  WHERE id = :id
-   AND {_LIVE}
+   AND {_IS_LIVE}
 """
 
 # Serves update_session, second half, in the same transaction. By primary key.
@@ -115,7 +116,7 @@ UPDATE sessions
        ended_at = max(last_activity, :now),
        metadata = json_set(metadata, '$.end_reason', :reason)
  WHERE id = :id
-   AND {_LIVE}
+   AND {_IS_LIVE}
 RETURNING {_COLUMNS}
 """
 
@@ -156,13 +157,13 @@ SELECT id, started_at, last_activity
 # Serves the sweep, second half, in the same transaction: {id: ended_at}, since SQLite would know
 # ended_at in milliseconds only. By primary key.
 UPDATE_SESSIONS_TIMED_OUT = f"""
-UPDATE sessions INDEXED BY sqlite_autoindex_sessions_1
+UPDATE sessions
    SET status   = 'timeout',
        ended_at = value,
        metadata = json_set(metadata, '$.end_reason', 'timeout')
-  FROM (SELECT key, value FROM json_each(:ends) LIMIT -1)
+  FROM json_each(:ends)
  WHERE sessions.id = key
-   AND sessions.id IN (SELECT key FROM json_each(:ends))
+   AND +status = 'active'
 RETURNING {_COLUMNS}
 """
 

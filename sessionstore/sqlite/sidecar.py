@@ -86,7 +86,7 @@ class Sidecar:
         self._revision = 0
         self._marked: dict[str, int] = {}  # the slots, by session
         self.has_moved = False  # whether another file has become the lock since it was last asked
-        self.versions: Sequence[int] | None = self._words[:SLOTS]
+        self.versions: Sequence[int] = self._words[:SLOTS]
 
     def try_lock(self) -> bool:
         """Take the lock if it is free, and map the file that is at the path now."""
@@ -149,13 +149,11 @@ class Sidecar:
             if fcntl is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._close_file()
-        self.versions = None
 
     def disown(self) -> None:
         """Let go in a child process, without unlocking: the lock is of the file that both share."""
         if self._descriptor >= 0:
             self._close_file()
-        self.versions = None
 
     def _set(self, version: int) -> None:
         words = self._words

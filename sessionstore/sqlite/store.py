@@ -92,6 +92,7 @@ class SQLiteStore:
         self._path = MEMORY  # the resolved one, while open
         self._connections: list[Connection] = []  # the one that writes first
         self._sidecar: Sidecar | None = None
+        self.versions: Sequence[int] | None = None  # those of the sidecar
         self._writes: Lane[Any] | ClosedLane = _NOT_OPEN
         self._loads: Lane[Any] | ClosedLane = _NOT_OPEN
         self._lists: Lane[Any] | ClosedLane = _NOT_OPEN
@@ -99,11 +100,6 @@ class SQLiteStore:
         self._is_given_up = False  # whether close() was called in the meantime
         self._data_version = 0  # at the last sweep
         self._ahead_since: float | None = None  # by uptime
-
-    @property
-    def versions(self) -> Sequence[int] | None:
-        """The version of each slot of sessions; None while closed, and in a forked process."""
-        return None if self._sidecar is None else self._sidecar.versions
 
     async def open(self, listener: Listener, now: int) -> None:
         """Make the file, or bring it to today's schema, and connect. All or nothing."""
@@ -136,6 +132,7 @@ class SQLiteStore:
             return
         lanes[0].check_loop()
         self._writes = self._loads = self._lists = _NOT_OPEN
+        self.versions = None
         for lane in lanes:
             lane.hurry(CLOSE_PATIENCE)
         resting = [asyncio.ensure_future(lane.rest()) for lane in lanes]
@@ -258,7 +255,7 @@ class SQLiteStore:
         return records
 
     async def _connect(self, path: str, now: int) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         in_memory = path == MEMORY
         if has_wal_reset_bug(sqlite3.sqlite_version_info):
             logger.info(
@@ -270,12 +267,12 @@ class SQLiteStore:
         # Before the lock file is made: a file that is refused gets nothing beside it.
         await self._until_free(partial(writing.run, partial(schema.check, create=self._create)))
         self._sidecar = Sidecar(None if in_memory else path)
-        guard = Guard(loop)
+        guard = Guard(self._loop)
         writer = Writer(
             writing.sqlite,
             None if in_memory else path,
             self._sidecar,
-            on_move=lambda: loop.call_soon_threadsafe(self._listener.forget),
+            on_move=self._move,
         )
         self._writes = Lane(
             writing,
@@ -287,6 +284,7 @@ class SQLiteStore:
         if self._is_given_up:
             self._writes.hurry(0)
         self._data_version = await self._writes.submit(_Preparation(path, now))
+        self.versions = self._sidecar.versions
         loading = listing = writing
         if not in_memory:
             loading = await self._add(Connection(partial(connect_reader, path)))
@@ -301,6 +299,13 @@ class SQLiteStore:
             busy_timeout=self._busy_timeout,
             batch_limit=1,  # a short list does not wait for those that came with it
         )
+
+    def _move(self) -> None:
+        """Believe nothing in memory: another file has become the lock file. For the thread."""
+        if self._sidecar is not None:
+            self.versions = self._sidecar.versions
+        with suppress(RuntimeError):  # the event loop was closed
+            self._loop.call_soon_threadsafe(self._listener.forget)
 
     async def _add(self, connection: Connection) -> Connection:
         await connection.open()
@@ -328,6 +333,7 @@ class SQLiteStore:
         self._forsake()
 
     def _forsake(self) -> None:
+        self.versions = None
         self._writes = self._loads = self._lists = _NOT_OPEN
         self._sidecar = None
         _open_stores.discard(self)
@@ -342,6 +348,7 @@ class SQLiteStore:
             if isinstance(lane, Lane):
                 lane.disown()
         self._writes = self._loads = self._lists = _INHERITED
+        self.versions = None
         _inherited_connections.extend(self._connections)
         self._connections = []
         if self._sidecar is not None:
@@ -360,6 +367,7 @@ class _Preparation(Chore):
 
     def run(self, connection: sqlite3.Connection) -> int:
         connection.execute(queries.SET_SECURE_DELETE)
+        connection.execute(queries.SET_PAGE_SIZE)
         schema.migrate(connection, self.path, self.now)
         set_up_writer(connection)
         return _data_version(connection)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The tests, a file for each module and for each promise."""
