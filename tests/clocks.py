@@ -5,10 +5,15 @@ A Ledger looks into the file after each call of whoever uses it, and knows what 
 """
 
 import sqlite3
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sessionstore import Session, SessionManager
+from sessionstore.expiry import Expiry
+from sessionstore.sqlite import SQLiteStore
+from sessionstore.sweeper import Sweeper
 
 from .conftest import FakeClock
 
@@ -19,14 +24,39 @@ TIMEOUT = 30 * MINUTE
 class Watched(SessionManager):
     """A manager whose monotonic clock is the test's, and whose sweep a test calls."""
 
-    def __init__(self, database: Path, clock: FakeClock, monotonic: FakeClock, **settings: Any):
-        settings.setdefault("sweep_interval", None)
-        super().__init__(database, clock=clock, **settings)
-        self._monotonic = monotonic
+    def __init__(
+        self,
+        database: Path,
+        clock: FakeClock,
+        monotonic: FakeClock,
+        *,
+        timeout: float = TIMEOUT,
+        max_lifetime: float | None = None,
+        retention: float | None = None,
+        **settings: Any,
+    ) -> None:
+        """Take lengths of time in seconds; there is no background sweep."""
+        store = SQLiteStore(database, uptime=monotonic)
+        super().__init__(
+            store,
+            clock=clock,
+            timeout=timeout,
+            max_lifetime=max_lifetime,
+            sweep_interval=None,
+            **settings,
+        )
+        expiry = Expiry(micros(timeout), None if max_lifetime is None else micros(max_lifetime))
+        self.sweeper = Sweeper(
+            store,
+            clock,
+            expiry,
+            None if retention is None else micros(retention),
+            uptime=monotonic,
+        )
 
     async def sweep(self) -> None:
         """Do what the background loop does after each pause."""
-        await self._sweep()
+        await self.sweeper.sweep()
 
 
 class Times:
@@ -47,10 +77,15 @@ class Times:
 
 
 class Ledger:
-    """Remembers what the file said of each session, and finds what must never be."""
+    """Remembers what the file said of each session, and finds what must never be.
 
-    def __init__(self, database: Path) -> None:
+    `read_clocks` returns the seconds that the clocks of all managers show. What is ahead of one of
+    them by more than the timeout may be brought back to it; else no last_activity moves back.
+    """
+
+    def __init__(self, database: Path, read_clocks: Callable[[], Iterable[float]] = tuple) -> None:
         self._connection = sqlite3.connect(database)
+        self._read_clocks = read_clocks
         self._final: dict[str, tuple[str, str]] = {}  # status and ended_at of what has ended
         self._last_activity: dict[str, str] = {}
         self._gone: set[str] = set()
@@ -72,9 +107,16 @@ class Ledger:
             elif status != "active":
                 self._final[id_] = status, ended_at
             before = self._last_activity.get(id_, "")
-            assert last_activity >= before, f"last_activity of {id_} was {before}: {last_activity}"
+            assert last_activity >= before or self._was_ahead(before, last_activity), (
+                f"last_activity of {id_} was {before}: {last_activity}"
+            )
             self._last_activity[id_] = last_activity
         self._gone |= self._last_activity.keys() - {id_ for id_, *_ in rows}
+
+    def _was_ahead(self, before: str, after: str) -> bool:
+        return any(
+            after == text(now) and before > text(now + TIMEOUT) for now in self._read_clocks()
+        )
 
     def check_snapshot(self, session_id: str, session: Session | None) -> None:
         """Hold an answer of a manager against what was in the file when it was asked."""
@@ -85,7 +127,7 @@ class Ledger:
         if session_id in self._final:
             assert not session.is_active, f"{session_id} has ended, and is shown as active"
             assert str(session.status) == self._final[session_id][0]
-        shown = session.last_activity.strftime("%Y-%m-%d %H:%M:%S.%f")
+        shown = text(session.last_activity.timestamp())
         assert shown >= self._last_activity[session_id], f"last_activity of {session_id}: {shown}"
 
     def check_change(self, session_id: str, changed: object) -> None:
@@ -105,3 +147,13 @@ class Ledger:
         """Count the rows of the file."""
         query = "SELECT status, count(*) FROM sessions GROUP BY status"
         return dict(self._connection.execute(query).fetchall())
+
+
+def micros(seconds: float) -> int:
+    """Return seconds as microseconds."""
+    return round(seconds * 1_000_000)
+
+
+def text(seconds: float) -> str:
+    """Return seconds since the epoch as the table has them."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")

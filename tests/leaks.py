@@ -18,15 +18,17 @@ from typing import Any
 
 import pytest
 
+import sessionstore.sqlite  # whose loggers are to be there
 from sessionstore import SessionStoreError, manager
 
 LOGGERS = ("sessionstore", "aiosqlite", "asyncio")
-ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+# A UUID of version 4 or 7.
+ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 SHORTEST = 8  # characters: what is shorter, such as "lina", may be in a text by chance
 REMEMBERED = 40  # of what was handed in last
 LONGEST = 60  # characters of data that are looked for
 # Names and words of the package's own, "child_id" for one, which its texts hold anyway.
-OWN = "".join(path.read_text() for path in Path(manager.__file__).parent.glob("*.py"))
+OWN = "".join(path.read_text() for path in Path(sessionstore.__file__).parent.rglob("*.py"))
 
 
 class Watch(logging.Filter):
@@ -82,7 +84,7 @@ class Watch(logging.Filter):
             patch.setattr(
                 SessionStoreError, "__del__", lambda error: self.search_error(error), raising=False
             )
-            for name in ("check_text", "encode_object"):
+            for name in ("check_owner", "check_text", "encode_object"):
                 patch.setattr(manager, name, self._noting(getattr(manager, name)))
             yield
         logging.root.manager._clear_cache()  # type: ignore[attr-defined]
