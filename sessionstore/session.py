@@ -69,8 +69,8 @@ class Record(NamedTuple):
 class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.
 
-    Times are aware datetimes in UTC. data and metadata are plain dicts of the caller's own: changing
-    them changes nothing else. Snapshots with equal fields are equal.
+    Times are aware datetimes in UTC. data and metadata are plain dicts of the caller's own:
+    changing them changes nothing else. Snapshots with equal fields are equal.
     """
 
     __slots__ = ("_data", "_expires_at", "_metadata", "_record")

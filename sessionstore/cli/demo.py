@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The demo: children's conversations, side by side, through the whole life of a session.
 
-The store is the real one, its sweeper and its file, too. Only the time is the demo's own, and it is
-fast: a minute passes in MINUTE real seconds. Two rules make that safe:
+The store is a real one, in a real file. Only the time is the demo's own, and it is fast: a minute
+passes in MINUTE real seconds. Two rules make that safe:
 
 1. The clock moves only while every conversation pauses, and never past the end of a pause. So no
-   session that is talked in can time out, however slow the machine is.
-2. The clock starts so far back that it does not reach the present. So the demo's sweeper times out
-   no session of others in the same file before its idle timeout has really passed.
+   session in which somebody talks can time out, however slow the machine is.
+2. The clock starts so far back that it does not reach the present. So the demo times out no session
+   of others in the same file before its idle timeout has really passed.
 
-A store's own background sweep leaves itself out where the clock gets ahead of real time like this,
-so the demo's sweeper calls cleanup_inactive_sessions, which believes any clock.
+A store's own sweeper leaves itself out when the clock gains on real time as this one does, so the
+demo sweeps by itself: it calls cleanup_inactive_sessions, which believes any clock.
 
 Nothing is printed here.
 """
@@ -27,9 +27,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from ..manager import SessionManager
-from ..session import Session, SessionStats
-from ..sweeper import Sweeper
+from .. import Session, SessionManager, SessionStats
 
 MINUTE = 0.07  # real seconds that a minute of the demo's clock takes, at least
 SWEEP_INTERVAL = 0.2  # real seconds
@@ -54,7 +52,7 @@ MOODS = ("curious", "happy", "sleepy", "excited")
 
 
 class Progress(NamedTuple):
-    """Say how far the demo has come."""
+    """How far the demo has come."""
 
     sessions: int  # that it will create
     created: int
@@ -63,7 +61,7 @@ class Progress(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Say what the demo saw."""
+    """What became of the demo's sessions."""
 
     outcomes: Counter[str]  # of its own sessions, by their final status
     missing: int  # sessions that have not ended, or that somebody has deleted
@@ -156,13 +154,10 @@ async def run(
         on_end=cast.note_end,
         clock=clock,
     )
-    sweeper = Sweeper(sessions.cleanup_inactive_sessions, SWEEP_INTERVAL)
     async with sessions:
-        sweeper.start()
-        try:
-            await _side_by_side([cast.play(sessions), cast.keep_reporting(report)])
-        finally:
-            await sweeper.stop()
+        await _side_by_side(
+            [cast.play(sessions), cast.keep_sweeping(sessions), cast.keep_reporting(report)]
+        )
         stats = await sessions.get_session_stats()
     return Result(cast.outcomes, len(cast.open), cast.writes, clock.stopped_seconds, stats)
 
@@ -192,6 +187,12 @@ class _Cast:
             if session is not None and not session.is_active:
                 self.note_end(session)
         self._playing = False
+
+    async def keep_sweeping(self, sessions: SessionManager) -> None:
+        """Time out the sessions that are due, again and again until all is over."""
+        while self._playing:
+            await sessions.cleanup_inactive_sessions()
+            await asyncio.sleep(SWEEP_INTERVAL)
 
     async def keep_reporting(self, report: Callable[[Progress], None]) -> None:
         """Report the progress again and again until all is over, and once more then."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The command line: look into a database file, end sessions in it, and watch the demo.
 
-Everything goes through SessionManager, and the package never imports this module. Only the demo
-makes a file. Exit codes: 0; 1 for what is not there or cannot be used; 2 for wrong usage; 130 when
-interrupted. An error is one line on standard error, never a traceback.
+Everything goes through SessionManager. Only the demo makes a file. Exit codes: 0 done; 1 not there,
+or a file that cannot be used; 2 wrong usage; 130 interrupted. An error is one line on standard
+error, after the usage if that was wrong, and never a traceback.
 """
 
 import argparse
@@ -17,9 +17,7 @@ import tempfile
 from datetime import datetime
 from typing import Any
 
-from ..errors import SessionStoreError
-from ..manager import SessionManager
-from ..session import Session, SessionStats
+from .. import InvalidArgumentError, Session, SessionManager, SessionStats, SessionStoreError
 from . import demo
 from .terminal import (
     Meter,
@@ -35,6 +33,7 @@ from .terminal import (
 from .usage import make_parser
 
 FAILED = 1
+WRONG_USAGE = 2
 INTERRUPTED = 130
 CHILD_WIDTH = 36  # columns of a child's id in a list; show prints all of it
 
@@ -67,6 +66,9 @@ def _run(argv: list[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     try:
         asyncio.run(_COMMANDS[options.command](options))
+    except InvalidArgumentError as error:  # what argparse let through
+        complain(str(error))
+        return WRONG_USAGE
     except _FailureError as failure:
         complain(str(failure))
     except SessionStoreError as error:
@@ -79,7 +81,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 class _FailureError(Exception):
-    """Say that a file or session is not there, or not in the state that the command needs."""
+    """A file or session is not there, or not in the state that the command needs."""
 
 
 async def _demo(options: argparse.Namespace) -> None:
@@ -96,7 +98,7 @@ async def _demo(options: argparse.Namespace) -> None:
         meter.end()
     _report(result, options.sessions)
     file = shlex.quote(options.path)
-    command = f"{shlex.quote(sys.executable)} -m {__package__}"
+    command = f"{shlex.quote(sys.executable)} -m {__package__.removesuffix('.cli')}"
     say(
         "",
         "Look into the file:",
@@ -178,16 +180,17 @@ _COMMANDS = {
 
 
 def _manager(options: argparse.Namespace) -> SessionManager:
-    """Return a store on the file. It must be there: to look for a file must not make it."""
+    """Return a manager of the sessions in the file. It must be there: none is made by looking."""
+    sessions = SessionManager(
+        options.path, timeout=options.timeout, sweep_interval=None, cache_size=0, create=False
+    )
     try:
         mode = os.stat(options.path).st_mode
     except OSError as error:
         raise _FailureError(f"{options.path}: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         raise _FailureError(f"{options.path}: it is not a file")
-    return SessionManager(
-        options.path, timeout=options.timeout, sweep_interval=None, cache_size=0, create=False
-    )
+    return sessions
 
 
 def _temporary_path() -> str:
@@ -235,7 +238,7 @@ def _stats_rows(stats: SessionStats) -> list[tuple[str, str]]:
 
 
 def _fields(session: Session) -> dict[str, Any]:
-    """Return all there is to know of a session, as JSON has it: durations are in seconds."""
+    """Return all that there is to know of a session, as JSON: its duration is in seconds."""
     return {
         "id": session.id,
         "child_id": session.child_id,

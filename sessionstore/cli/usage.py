@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What can be typed on the command line: the commands, their options, and the checks of both.
+"""What can be typed on the command line: the commands, their options, and what argparse checks.
 
-What is wrong here ends in exit code 2, before any file is touched; the rules are the library's own.
-A check has the name that argparse shows for a text that is no such thing. Nothing is run here.
+A function that argparse uses as a type has the name that it shows for a text that is no such thing.
+All other arguments are the library's to check. Nothing is run here.
 """
 
 import argparse
-import functools
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from .. import __version__
-from ..arguments import check_count, check_database, check_micros, check_text
-from ..errors import InvalidArgumentError
-from ..session import SessionStatus
+from .. import SessionStatus, __version__
 from .terminal import printable
 
-Value = TypeVar("Value")
-
-TIMEOUT = timedelta(minutes=30)
+TIMEOUT = 1800  # seconds
 LIMIT = 100
 SESSIONS = 200
+MOST = 2**62  # sessions: more than any file has
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains without sending the terminal what cannot be printed."""
+    """A parser that escapes what cannot be printed before it complains of it."""
 
     def error(self, message: str) -> Any:
         """Print the usage and what was wrong, and exit with 2."""
@@ -33,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; what it parses has the name of its command in `command`."""
+    """Return the parser. It puts the name of the command into `command`."""
     parser = _Parser(prog="sessionstore", description="Look after sessions in a SQLite file.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
@@ -43,10 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_json(stats)
 
     listing = _add(commands, "list", "list sessions, started last first")
-    listing.add_argument("--child", metavar="ID", type=child, help="only those of this child")
+    listing.add_argument("--child", metavar="ID", help="only those of this child")
     listing.add_argument("--status", choices=[*map(str, SessionStatus)], help="only these")
     listing.add_argument(
-        "--limit", metavar="N", type=limit, default=LIMIT, help=f"at most so many ({LIMIT})"
+        "--limit", metavar="N", type=limit, default=LIMIT, help=f"at most this many ({LIMIT})"
     )
     _add_json(listing)
 
@@ -56,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     end = _add(commands, "end", "end an active session")
     end.add_argument("id", metavar="ID")
-    end.add_argument("--reason", type=reason, default="manual", help="why it ends (manual)")
+    end.add_argument("--reason", default="manual", help="why it ends (manual)")
 
     _add(commands, "cleanup", "mark the sessions that have timed out as such")
     return parser
@@ -66,7 +59,7 @@ def _add_demo(commands: Any) -> None:
     text = "run conversations through the whole life of a session, on a fast clock"
     demo = commands.add_parser("demo", help=text, description=text)
     demo.add_argument(
-        "--sessions", metavar="N", type=sessions, default=SESSIONS, help=f"so many ({SESSIONS})"
+        "--sessions", metavar="N", type=sessions, default=SESSIONS, help=f"this many ({SESSIONS})"
     )
     demo.add_argument(
         "--database",
@@ -84,9 +77,9 @@ def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     command.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=seconds,
+        type=float,
         default=TIMEOUT,
-        help="the idle timeout of the application, which says what has timed out (1800)",
+        help=f"the idle timeout of the application, which says what has timed out ({TIMEOUT})",
     )
     return command
 
@@ -95,56 +88,31 @@ def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _check(check: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Let argparse say what the library says of an argument that it refuses."""
-
-    @functools.wraps(check)
-    def checked(text: str) -> Value:
-        try:
-            return check(text)
-        except InvalidArgumentError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return checked
-
-
-@_check
 def path(text: str) -> str:
-    """Return the path of a file, given as a path or URL."""
-    checked = check_database(text)
-    if checked == ":memory:":
-        raise InvalidArgumentError("it must be a file: nothing else is there to look into")
-    return checked
+    """Return the path of a file, given as a path or as a URL of SQLite."""
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        if scheme not in ("sqlite", "sqlite+aiosqlite") or not rest.startswith("/") or "?" in rest:
+            raise argparse.ArgumentTypeError(
+                "a URL must be sqlite:///relative.db or sqlite:////absolute.db"
+            )
+        text = rest[1:]
+    if text in ("", ":memory:"):
+        raise argparse.ArgumentTypeError("it must be a file: nothing else is there to look into")
+    return text
 
 
-@_check
-def seconds(text: str) -> timedelta:
-    """Return a length of time."""
-    try:
-        return timedelta(microseconds=check_micros("it", float(text)))
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError("it must be a positive number of seconds") from error
-
-
-@_check
 def limit(text: str) -> int:
-    """Return the number of sessions to list, which may be none."""
-    return min(check_count("it", int(text)), 2**62)
+    """Return how many sessions to list at most, which may be none."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("it must be zero or more")
+    return min(number, MOST)
 
 
-@_check
 def sessions(text: str) -> int:
-    """Return the number of sessions to run."""
-    return check_count("it", int(text), minimum=1)
-
-
-@_check
-def child(text: str) -> str:
-    """Return the id of a child."""
-    return check_text("it", text)
-
-
-@_check
-def reason(text: str) -> str:
-    """Return the reason for an end."""
-    return check_text("it", text)
+    """Return how many sessions to run."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number

@@ -133,7 +133,7 @@ def is_of_the_store(error: BaseException) -> bool:
 
 
 def unless_busy(function: Callable[[], object]) -> Callable[[], bool]:
-    """Return an attempt to run the function: False while another connection's lock is in the way."""
+    """Return an attempt to run the function: False while another's lock is in the way."""
 
     def attempt() -> bool:
         try:

@@ -164,7 +164,7 @@ class Lane(Generic[Asked]):
         return future
 
     def disown(self) -> None:
-        """Serve nobody any more: the thread belongs to the process that this one was forked from."""
+        """Serve nobody any more: the thread is of the process that this one was forked from."""
         self._gathered.clear()
         self._hand_over = _ignore  # type: ignore[method-assign]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What each write does inside a transaction, a class each; and what it notes for the commit.
 
-An operation looks at what is there, and then writes. What is absent, ended or timed out it leaves as
-it is. Policy is the root's, and so is the clock.
+An operation looks at what is there, and then writes. What is absent, ended or timed out it leaves
+as it is. Policy is the root's, and so is the clock.
 """
 
 import json
@@ -204,22 +204,29 @@ class TimeOut(Write):
 
     def apply(self, connection: sqlite3.Connection, changes: Changes) -> Swept:
         """Return how many, and whether there may be more."""
+        expiry = self.moment.expiry
         parameters = {"limit": self.limit, **cutoffs(self.moment)}
         due = fetch_all(connection, queries.SELECT_SESSIONS_IDLE, parameters)
-        if self.moment.expiry.max_lifetime is not None and len(due) < self.limit:
+        if expiry.max_lifetime is not None:
             due += fetch_all(connection, queries.SELECT_SESSIONS_AGED, parameters)
         ends: dict[str, str] = {}
-        for session_id, started_at, last_activity in due[: self.limit]:
+        alive: list[str] = []
+        for session_id, started_at, last_activity in due:
             try:
-                times = from_text(started_at), from_text(last_activity)
+                expires_at = expiry.moment(from_text(started_at), from_text(last_activity))
             except (TypeError, ValueError):
                 continue  # another program has written what is no time
-            ends[session_id] = to_text(self.moment.expiry.moment(*times))
-        if not ends:
-            return Swept(0, has_more=False)
-        parameters = {"ends": json.dumps(ends)}
-        timed_out = _end(connection, changes, queries.UPDATE_SESSIONS_TIMED_OUT, parameters)
-        return Swept(timed_out, has_more=timed_out > 0 and len(due) >= self.limit)
+            if expires_at <= self.moment.now:
+                ends[session_id] = to_text(expires_at)
+            else:
+                alive.append(session_id)
+        timed_out = 0
+        if ends:
+            parameters = {"ends": json.dumps(ends)}
+            timed_out = _end(connection, changes, queries.UPDATE_SESSIONS_TIMED_OUT, parameters)
+        if alive:
+            connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
+        return Swept(timed_out, has_more=len(due) >= self.limit and timed_out + len(alive) > 0)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ CREATE TABLE sessions (
     data              TEXT NOT NULL DEFAULT '{}',    -- a JSON object
     metadata          TEXT NOT NULL DEFAULT '{}',    -- a JSON object; holds end_reason
     interaction_count INTEGER NOT NULL DEFAULT 0,
+    swept_activity    DATETIME NOT NULL DEFAULT '',  -- last_activity when a sweep last looked at it
 
     CONSTRAINT sessions_status_is_known
         CHECK (status IN ('active', 'ended', 'timeout', 'error')),
@@ -35,8 +36,9 @@ CREATE INDEX idx_sessions_child_id ON sessions (child_id, status, started_at, id
 -- Serves get_active_sessions() in the order of starting, the sweep by max_lifetime, and the counts.
 CREATE INDEX idx_sessions_status ON sessions (status, started_at, id);
 
--- Serves the sweep by idle time. Partial: sessions that have ended are not in it.
-CREATE INDEX idx_sessions_activity ON sessions (last_activity) WHERE status = 'active';
+-- Serves the sweep by idle time. Not on last_activity: each touch would write the index, too, which
+-- doubles its cost. swept_activity stays behind, and a sweep that finds the session alive moves it on.
+CREATE INDEX idx_sessions_activity ON sessions (swept_activity) WHERE status = 'active';
 
 -- Serves purge_ended_sessions: those that ended longest ago first.
 CREATE INDEX idx_sessions_ended_at ON sessions (ended_at) WHERE ended_at IS NOT NULL;

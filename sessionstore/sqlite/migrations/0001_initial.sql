@@ -20,7 +20,7 @@ CREATE TABLE sessions (
         CHECK (status IN ('active', 'ended', 'timeout', 'error')),
     CONSTRAINT sessions_ended_at_is_null_exactly_while_active
         CHECK ((status = 'active') = (ended_at IS NULL)),
-    -- datetime(…, '+0 days') turns a day that does not exist, such as 31 February, into another one.
+    -- datetime(.., '+0 days') turns a day that does not exist, such as 31 February, into another one.
     -- The fraction is left out: with it, the last second of the year 9999 is beyond SQLite's range.
     CONSTRAINT sessions_started_at_is_a_time
         CHECK (length(started_at) = 26 AND started_at NOT GLOB '0000*'
