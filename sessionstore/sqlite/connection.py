@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from ..errors import InvalidArgumentError, SessionStoreError, StorageError, StoreBusyError
+from ..session import UNREADABLE
 from . import queries
 
 Result = TypeVar("Result")
@@ -154,9 +155,17 @@ def translate(error: BaseException) -> SessionStoreError:
         return StorageError(f"the folder or disk refused: {what}{error.strerror}")
     if is_busy(error):
         return StoreBusyError("another program holds a lock on the database; try again")
+    if _is_undecodable(error):
+        return StorageError(UNREADABLE)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     advice = _ADVICE.get(primary_code(error), "SQLite refused the operation")
     return StorageError(f"{advice} ({name})")
+
+
+def _is_undecodable(error: BaseException) -> bool:
+    """Return whether what was read is no text in UTF-8: sqlite3's own error, without a code."""
+    is_sqlite3s_own = not hasattr(error, "sqlite_errorcode")
+    return is_sqlite3s_own and isinstance(error, UnicodeDecodeError | sqlite3.OperationalError)
 
 
 def ours(error: BaseException) -> BaseException:
@@ -164,7 +173,7 @@ def ours(error: BaseException) -> BaseException:
     if not isinstance(error, (*SQLITE_ERRORS, OSError)):
         return error
     translated = translate(error)
-    if not isinstance(error, UnicodeDecodeError):  # which quotes what it has read
+    if not _is_undecodable(error):  # which quotes what it has read
         translated.__cause__ = error
     return translated
 

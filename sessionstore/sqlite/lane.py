@@ -252,7 +252,9 @@ class Lane(Generic[Asked]):
             for call, result in outcomes:
                 if call.future.done():
                     continue
-                if isinstance(result, BaseException):
+                if isinstance(result, StopIteration):  # which no future can hold
+                    call.future.set_exception(RuntimeError("a function raised StopIteration"))
+                elif isinstance(result, BaseException):
                     call.future.set_exception(result)
                 else:
                     call.future.set_result(result)

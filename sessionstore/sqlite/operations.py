@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..errors import StorageError
 from ..expiry import Moment
 from ..session import Record
 from ..store import Commit, Swept, Touch
 from . import queries
-from .connection import fetch_all
+from .connection import SQLITE_ERRORS, fetch_all, is_of_the_store
 from .lane import Operation
 from .rows import from_row, to_row
 from .times import from_text, to_text
@@ -35,8 +36,10 @@ class Changes:
 
     def touch(self, session_id: str, times: int, moment: int) -> None:
         """Note interactions of a session that this transaction has not written otherwise."""
-        before = self._touched.get(session_id, Touch(0, moment))
-        self._touched[session_id] = Touch(before.times + times, max(before.moment, moment))
+        before = self._touched.get(session_id)
+        if before is not None:
+            times, moment = before.times + times, max(before.moment, moment)
+        self._touched[session_id] = Touch(times, moment)
 
     def write(self, record: Record) -> None:
         """Note a session as it is now."""
@@ -220,10 +223,7 @@ class TimeOut(Write):
                 ends[session_id] = to_text(expires_at)
             else:
                 alive.append(session_id)
-        timed_out = 0
-        if ends:
-            parameters = {"ends": json.dumps(ends)}
-            timed_out = _end(connection, changes, queries.UPDATE_SESSIONS_TIMED_OUT, parameters)
+        timed_out = _time_out(connection, changes, ends) if ends else 0
         if alive:
             connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
         return Swept(timed_out, has_more=len(due) >= self.limit and timed_out + len(alive) > 0)
@@ -285,15 +285,13 @@ def touch_all(
     live = _touch_many(connection, times, latest) if len(times) > 1 else set()
     for session_id in live:
         changes.touch(session_id, times[session_id], latest.now)
-    results: list[bool] = []
-    for each in touches:
-        is_live = each.session_id in live
+    results = [each.session_id in live for each in touches]
+    for index, each in enumerate(touches):
         # One alone; or, in a batch, one that was live at its own moment, but not at the latest.
-        if not is_live and (len(times) == 1 or each.moment != latest):
-            is_live = _touch_one(connection, each)
-            if is_live:
+        if not results[index] and (len(times) == 1 or each.moment != latest):
+            results[index] = _touch_one(connection, each)
+            if results[index]:
                 changes.touch(each.session_id, 1, each.moment.now)
-        results.append(is_live)
     return results
 
 
@@ -331,7 +329,24 @@ def _touch_many(
 def _end(
     connection: sqlite3.Connection, changes: Changes, query: str, parameters: Mapping[str, Any]
 ) -> int:
-    rows = fetch_all(connection, query, parameters)
-    for row in rows:
-        changes.end(from_row(row))
-    return len(rows)
+    records = [from_row(row) for row in fetch_all(connection, query, parameters)]
+    for record in records:
+        changes.end(record)
+    return len(records)
+
+
+def _time_out(connection: sqlite3.Connection, changes: Changes, ends: Mapping[str, str]) -> int:
+    """Time out sessions, each as of its own moment; those that cannot be read stay as they are."""
+    parameters = {"ends": json.dumps(ends)}
+    connection.execute(queries.SAVEPOINT)
+    try:
+        timed_out = _end(connection, changes, queries.UPDATE_SESSIONS_TIMED_OUT, parameters)
+    except (*SQLITE_ERRORS, StorageError) as error:
+        if is_of_the_store(error):
+            raise
+        connection.execute(queries.ROLLBACK_TO_SAVEPOINT)
+        timed_out = 0
+        if len(ends) > 1:
+            timed_out = sum(_time_out(connection, changes, {id_: ends[id_]}) for id_ in ends)
+    connection.execute(queries.RELEASE_SAVEPOINT)
+    return timed_out

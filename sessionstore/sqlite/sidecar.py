@@ -118,7 +118,7 @@ class Sidecar:
 
     def unlock(self) -> None:
         """Let go of the lock. Explicitly: the mapping's own descriptor would hold it."""
-        if self._database is not None and fcntl is not None:
+        if self._descriptor >= 0 and fcntl is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def mark(self, session_ids: Iterable[str]) -> dict[str, int]:

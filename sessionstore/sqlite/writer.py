@@ -17,7 +17,7 @@ from ..expiry import Expiry
 from . import queries
 from .connection import SQLITE_ERRORS, is_of_the_store, unless_busy
 from .lane import Call, Done, Wait, failed
-from .operations import Activity, Changes, Chore, Create, create_all, touch_all
+from .operations import Activity, Changes, Chore, Create, Edit, create_all, touch_all
 from .sidecar import Sidecar, identity_at
 
 
@@ -152,6 +152,8 @@ def _apply(
             outcomes.append((call, call.operation.apply(connection, changes)))
         except SQLITE_ERRORS:
             raise
-        except Exception as refusal:  # of the root's own function, before anything was written
-            outcomes.append((call, refusal))
+        except Exception as refusal:
+            if not isinstance(call.operation, Edit):
+                raise  # it has written what it then could not read
+            outcomes.append((call, refusal))  # of the root's own function: nothing was written
     return outcomes
