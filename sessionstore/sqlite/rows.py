@@ -20,6 +20,8 @@ def from_row(row: tuple[Any, ...]) -> Record:
     """
     id_, child_id, status, started_at, ended_at, last_activity, data, metadata, count = row
     try:
+        if not isinstance(id_, str) or not isinstance(child_id, str):
+            raise TypeError
         return Record(
             id_,
             child_id,
