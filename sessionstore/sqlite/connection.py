@@ -5,7 +5,6 @@ The only module that knows aiosqlite. What it uses of its internals (the queue o
 thread, the sqlite3 connection, the thread) is the same in all releases that are allowed.
 """
 
-import asyncio
 import os
 import sqlite3
 import sys
@@ -98,8 +97,7 @@ class Connection:
         """Run what was queued, close, and end the thread."""
         await self._aiosqlite.close()
         if self._thread.is_alive():  # type: ignore[union-attr]
-            # It has nothing left to do but return.
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)  # type: ignore[union-attr]
+            self._thread.join()  # type: ignore[union-attr]  # it has nothing left to do but return
 
 
 class _Nobody:

@@ -149,6 +149,7 @@ class Lane(Generic[Asked]):
         self._at_rest: asyncio.Future[None] | None = None  # what rest() waits for
         self._give_up_at = math.inf  # an upper bound of all deadlines
         self._random = random.Random()  # of its own: the host may seed the other
+        self._is_disowned = False
         self.is_resting = True
         self.is_waiting = False  # for a lock; set by its thread
         guard.add(self)
@@ -166,7 +167,7 @@ class Lane(Generic[Asked]):
     def disown(self) -> None:
         """Serve nobody any more: the thread is of the process that this one was forked from."""
         self._gathered.clear()
-        self._hand_over = _ignore  # type: ignore[method-assign]
+        self._is_disowned = True
 
     async def rest(self) -> None:
         """Wait until all that was accepted is done."""
@@ -246,6 +247,8 @@ class Lane(Generic[Asked]):
 
     def _hand_over(self, done: Sequence[Done[Asked]], rests: bool) -> None:
         """Tell of the commits and serve their callers, in the event loop, whatever happens."""
+        if self._is_disowned:
+            return
         for outcomes, commit in done:
             if commit is not None:
                 self._tell(commit)
@@ -292,7 +295,3 @@ def failed(calls: Sequence[Call[Asked]], error: BaseException) -> Done[Asked]:
 
 def _busy() -> StoreBusyError:
     return StoreBusyError("another process or program holds the database's lock; try again")
-
-
-def _ignore(done: object, rests: bool) -> None:
-    pass

@@ -105,12 +105,12 @@ class Sidecar:
             identity = status.st_dev, status.st_ino
             if identity == identity_at(self._path):
                 break
-            self._close_file()  # it was deleted or replaced: the one at the path is the lock
+            self.close()  # it was deleted or replaced: the one at the path is the lock
         if identity != self._identity or status.st_size < _SIZE:
             try:
                 self._map(status.st_size)
             except BaseException:
-                self._close_file()
+                self.close()
                 raise
             self.has_moved |= self._identity is not None
             self._identity = identity
@@ -126,7 +126,7 @@ class Sidecar:
         slots = {id_: crc32(id_.encode()) % SLOTS for id_ in session_ids}
         before = {id_: self._words[slot] for id_, slot in slots.items()}
         revision = max(self._words[_REVISION], self._revision) + 1
-        if self._descriptor >= 0:
+        if self._identity is not None:
             # By a system call before any store into the mapping: on a file system that is frozen
             # it waits without the GIL, where a store would stop the whole process.
             os.pwrite(self._descriptor, revision.to_bytes(8, sys.byteorder), 8 * _REVISION)
@@ -146,8 +146,7 @@ class Sidecar:
     def close(self) -> None:
         """Let go of the file, and of the lock if it is held."""
         if self._descriptor >= 0:
-            if fcntl is not None:
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.unlock()
             self._close_file()
 
     def disown(self) -> None:

@@ -212,6 +212,7 @@ class SQLiteStore:
         elif (self._uptime() - self._ahead_since) * 1_000_000 >= moment.expiry.timeout:
             while await self._writes.submit(BringBack(moment, CHUNK)) == CHUNK:
                 pass
+            self._ahead_since = None
 
     async def load(self, session_id: str) -> Record | None:
         """Return a session, whatever its status."""

@@ -8,6 +8,7 @@ that only its own caller hears of it. What concerns all (a full disk, say) is no
 All of it runs on the connection's thread.
 """
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from .connection import SQLITE_ERRORS, is_of_the_store, unless_busy
 from .lane import Call, Done, Wait, failed
 from .operations import Activity, Changes, Chore, Create, Edit, create_all, touch_all
 from .sidecar import Sidecar, identity_at
+
+logger = logging.getLogger(__name__)
 
 
 class Writer:
@@ -109,7 +112,10 @@ class Writer:
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:  # on a full disk, say, SQLite has rolled back by itself
-            self._connection.execute(queries.ROLLBACK)
+            try:
+                self._connection.execute(queries.ROLLBACK)
+            except sqlite3.Error:  # the next BEGIN will fail, and tell its callers
+                logger.exception("a transaction could not be rolled back")
 
     def _run(self, wait: Wait, call: Call[Any]) -> Done[Any]:
         """Run a chore, again while another program's lock is in the way."""
