@@ -219,10 +219,10 @@ class TimeOut(Write):
                 expires_at = expiry.moment(from_text(started_at), from_text(last_activity))
             except (TypeError, ValueError):
                 continue  # another program has written what is no time
-            if expires_at <= self.moment.now:
-                ends[session_id] = to_text(expires_at)
-            else:
+            if expires_at > self.moment.now:
                 alive.append(session_id)
+            elif len(ends) < self.limit:
+                ends[session_id] = to_text(expires_at)
         timed_out = _time_out(connection, changes, ends) if ends else 0
         if alive:
             connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
