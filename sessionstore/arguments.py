@@ -134,15 +134,15 @@ def encode_object(name: str, value: object, max_bytes: int) -> str:
         problem = _first_problem(name, plain)
         if problem:
             raise InvalidArgumentError(problem)
-    return check_size(name, text, max_bytes)
+    try:
+        return check_size(name, text, max_bytes)
+    except UnicodeEncodeError:  # which holds the text
+        raise _refusal(name, plain) from None
 
 
 def check_size(name: str, text: str, max_bytes: int) -> str:
-    """Return JSON that is text in UTF-8 of at most max_bytes."""
-    try:
-        size = len(text) if text.isascii() else len(text.encode())
-    except UnicodeEncodeError:  # which holds the text
-        raise InvalidArgumentError(f"{name} must not hold a lone surrogate") from None
+    """Return JSON of at most max_bytes in UTF-8. A lone surrogate is a UnicodeEncodeError."""
+    size = len(text) if text.isascii() else len(text.encode())
     if size > max_bytes:
         raise InvalidArgumentError(f"{name} must not exceed {max_bytes} bytes as JSON in UTF-8")
     return text

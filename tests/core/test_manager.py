@@ -7,19 +7,20 @@ import uuid
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sessionstore import InvalidArgumentError, SessionManager, SessionStatus, StorageError
 
-from ..conftest import FakeClock
+from ..conftest import START, FakeClock
 
 
 async def test_create_gives_an_active_session(sessions: SessionManager) -> None:
-    """A new session has a UUID4 of 36 characters, the data given, and is active."""
+    """A new session has a UUID of version 7, the data given, and is active."""
     id_ = await sessions.create_session("lina", {"topic": "قمر"}, metadata={"device": "toy"})
-    assert len(id_) == 36
-    assert uuid.UUID(id_).version == 4
+    assert str(uuid.UUID(id_)) == id_
+    assert (uuid.UUID(id_).version, uuid.UUID(id_).variant) == (7, uuid.RFC_4122)
     session = await sessions.get_session(id_)
     assert session is not None
     assert (session.id, session.child_id, session.status) == (id_, "lina", SessionStatus.ACTIVE)
@@ -36,6 +37,49 @@ async def test_create_gives_an_active_session(sessions: SessionManager) -> None:
     assert session.end_reason is None
     assert session.interaction_count == 0
     assert session.duration == timedelta(0)
+
+
+async def test_ids_tell_the_time_and_are_random(sessions: SessionManager, clock: FakeClock) -> None:
+    """An id holds the milliseconds of the clock, and 74 bits that no other one shares."""
+    now = await asyncio.gather(*(sessions.create_session("lina") for _ in range(200)))
+    clock.turn(0.001)
+    later = await asyncio.gather(*(sessions.create_session("lina") for _ in range(200)))
+    assert max(now) < min(later)
+    numbers = [uuid.UUID(id_).int for id_ in now]
+    assert {number >> 80 for number in numbers} == {int(START * 1_000)}
+    for bit in [*range(62), *range(64, 76)]:
+        assert len({number >> bit & 1 for number in numbers}) == 2
+
+
+async def test_a_uuid_is_taken_wherever_an_id_is(sessions: SessionManager) -> None:
+    """uuid.UUID stands for its text, as the id of a session and as that of a child."""
+    child = uuid.UUID("123e4567-e89b-42d3-a456-426614174000")
+    id_, other = [uuid.UUID(await sessions.create_session(child)) for _ in range(2)]  # type: ignore[arg-type]
+    given: Any = id_
+    assert await sessions.update_activity(given)
+    assert await sessions.update_session(given, {"a": 1})
+    session = await sessions.get_session(given)
+    assert session is not None
+    assert (session.id, session.child_id, session.data) == (str(id_), str(child), {"a": 1})
+    found = await sessions.get_sessions_for_child(child)  # type: ignore[arg-type]
+    assert {session.id for session in found} == {str(id_), str(other)}
+    assert await sessions.end_sessions(child, except_id=given) == 1  # type: ignore[arg-type]
+    assert await sessions.end_session(given)
+    assert await sessions.delete_session(given)
+    assert await sessions.get_session(str(id_)) is None
+
+
+async def test_ids_of_version_4_stay_valid(sessions: SessionManager, database: Path) -> None:
+    """A session of an earlier release, with a random id, is like any other."""
+    id_ = await sessions.create_session("lina")
+    old = "9d1c1a54-7a1e-4f0c-9a53-5b8e6a0f4c11"
+    with closing(sqlite3.connect(database)) as shell, shell:
+        shell.execute("UPDATE sessions SET id = ? WHERE id = ?", [old, id_])
+    assert await sessions.update_activity(old)
+    session = await sessions.get_session(old)
+    assert session is not None
+    assert (session.id, session.interaction_count) == (old, 1)
+    assert await sessions.end_session(old)
 
 
 IMPOSSIBLE_IDS: dict[str, object] = {
@@ -88,6 +132,20 @@ async def test_last_activity_never_moves_backwards(
     assert session is not None
     assert session.last_activity == session.started_at
     assert session.interaction_count == 1
+
+
+async def test_no_session_ends_before_its_last_activity(
+    sessions: SessionManager, clock: FakeClock
+) -> None:
+    """Ended by a clock that was set back, a session has ended at its last activity."""
+    ids = [await sessions.create_session("lina") for _ in range(2)]
+    clock.turn(-600)
+    assert await sessions.end_session(ids[0])
+    assert await sessions.end_sessions("lina") == 1
+    for id_ in ids:
+        session = await sessions.get_session(id_)
+        assert session is not None
+        assert session.ended_at == session.last_activity == session.started_at
 
 
 async def test_many_touches_at_once_are_all_counted(sessions: SessionManager) -> None:
@@ -231,14 +289,18 @@ async def test_a_session_times_out_at_expires_at_unswept(
 
 
 async def test_cleanup_finds_what_was_set_back_in_the_file(
-    sessions: SessionManager, database: Path
+    sessions: SessionManager, database: Path, clock: FakeClock
 ) -> None:
-    """A session whose last_activity was set back by another program is timed out and counted."""
+    """A session whose last_activity another program has set back is timed out as of then."""
     id_, other = [await sessions.create_session("lina") for _ in range(2)]
     with closing(sqlite3.connect(database)) as shell, shell:
         shell.execute(
             "UPDATE sessions SET last_activity = '2023-11-14 21:13:20.000000' WHERE id = ?", [id_]
         )
+    assert not await sessions.update_activity(id_)
+    clock.turn(1_000)
+    assert await sessions.update_activity(other)
+    clock.turn(800)
     assert await sessions.cleanup_inactive_sessions() == 1
     session = await sessions.get_session(id_)
     assert session is not None
@@ -443,7 +505,7 @@ async def test_foreign_json_that_cannot_be_merged_is_a_storage_error(
     id_ = await sessions.create_session("lina")
     with closing(sqlite3.connect(database)) as shell, shell:
         shell.execute("UPDATE sessions SET data = ? WHERE id = ?", [document, id_])
-    words = "^the session holds JSON that cannot be handled; mend the row$"
+    words = "^a session in the store cannot be read; mend it, delete it, or restore a backup$"
     with pytest.raises(StorageError, match=words):
         await sessions.update_session(id_, {"b": 1})
     assert await sessions.update_activity(id_)
