@@ -6,35 +6,33 @@ tasks write to a log what they call before they call it, and the result after th
 Each task but two has sessions of its own, so that its log tells exactly what these must be like:
 they show all calls that have returned, and the one that has not either whole or not at all.
 
-The other two: one creates sessions in batches, which are one transaction each, and one times out
-and purges old sessions, 500 in a transaction. Of a batch there must be all or none.
+The other two: one creates sessions in batches and ends each batch by one call, and one times out
+and purges old sessions, 500 in a transaction. Of what one call or chunk changes there must be all
+or none.
 """
 
 import asyncio
 import itertools
 import json
+import logging
 import os
 import random
 import sqlite3
 import time
-from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from sessionstore import (
-    SessionManager,
-    SessionStoreError,
-    StoreClosedError,
-    migrations,
-    preparation,
-    queries,
-    writer,
-)
-from sessionstore.endings import CHUNK
-from sessionstore.sqlite.wal import WriteAheadLog
+from sessionstore import SessionManager, SessionStoreError, StoreClosedError
+from sessionstore.expiry import Expiry, Moment
+from sessionstore.sqlite import SQLiteStore, operations, queries, schema, store, writer
+from sessionstore.sqlite.lane import Call as LaneCall
+from sessionstore.sqlite.lane import Done, Wait
+from sessionstore.sqlite.operations import Changes
+from sessionstore.sweeper import CHUNK
 
 OWNERS = 4  # tasks of a life that have sessions of their own
 BATCH = 40  # sessions that are created at once
@@ -56,7 +54,7 @@ class Life:
     database: Path
     seed: int
     seconds: float = 60.0  # until it closes
-    checkpoints: bool = False  # whether each write ends with one
+    checkpoints: bool = False  # whether the log is emptied again and again
     broken: str = ""  # a key of BREAKS
 
     @property
@@ -92,15 +90,17 @@ class Log:
 async def live(line: Any, life: Life) -> None:
     """Be a process of that life, and tell of its stages. It waits, at the end, to be killed."""
     with Log(life.log) as log:
-        if life.checkpoints:
-            checkpoint_always(log)
         if life.broken:
+            logging.disable()
             BREAKS[life.broken]()
         line.say("opening")
-        sessions = SessionManager(life.database, sweep_interval=None)
+        engine = SQLiteStore(life.database)
+        sessions = SessionManager(engine, sweep_interval=None)
         await sessions.open()
         line.say("open")
         tasks = [asyncio.create_task(task) for task in traffic(sessions, life, log)]
+        if life.checkpoints:
+            tasks.append(asyncio.create_task(empty_the_log(engine, log)))
         await asyncio.wait(tasks, timeout=life.seconds, return_when=asyncio.FIRST_EXCEPTION)
         line.say("closing")
         await sessions.close()
@@ -172,7 +172,7 @@ async def perform(
 
 
 async def create_batches(sessions: SessionManager, log: Log, owner: str) -> None:
-    """Create sessions in batches until the store closes."""
+    """Create sessions in batches, and end each batch at once, until the store closes."""
     for number in itertools.count():
         batch = f"{owner}-{number}"
         log.write(batch, "batch", "", number)
@@ -181,6 +181,12 @@ async def create_batches(sessions: SessionManager, log: Log, owner: str) -> None
         if any(isinstance(result, SessionStoreError) for result in results):
             return
         log.write(batch, len(set(results)))
+        log.write(batch, "end all", "", number)
+        try:
+            log.write(batch, await sessions.end_sessions(batch))
+        except StoreClosedError:
+            log.write(batch, "refused")
+            return
 
 
 async def clear_away(sessions: SessionManager, log: Log) -> None:
@@ -194,16 +200,15 @@ async def clear_away(sessions: SessionManager, log: Log) -> None:
         return
 
 
-def checkpoint_always(log: Log) -> None:
-    """Have each write empty the WAL, in this process, and mark when it does so."""
-    bound = WriteAheadLog.bound
-
-    def bound_and_mark(self: Any, connection: sqlite3.Connection) -> None:
-        self._limit = 0
-        with log.mark("checkpoint"):
-            bound(self, connection)
-
-    WriteAheadLog.bound = bound_and_mark  # type: ignore[method-assign]
+async def empty_the_log(engine: SQLiteStore, log: Log) -> None:
+    """Have the log copied into the database again and again, and mark when that is asked for."""
+    while True:
+        moment = Moment(time.time_ns() // 1_000, Expiry(1_800_000_000))
+        try:
+            with log.mark("checkpoint"):
+                await engine.tidy(moment)
+        except StoreClosedError:
+            return
 
 
 # The promises, broken on purpose, in the life alone: what the checks must catch.
@@ -211,29 +216,36 @@ def checkpoint_always(log: Log) -> None:
 
 def commit_late() -> None:
     """Acknowledge what is written, and commit it when the next batch comes."""
+    begin = writer.Writer._begin
 
-    def commit_before(
-        connection: sqlite3.Connection, turn: Any, operations: Any, coherence: Any
-    ) -> writer.Concluded:
-        if connection.in_transaction:
+    def commit_and_begin(
+        self: writer.Writer, wait: Wait, calls: Sequence[LaneCall[Any]]
+    ) -> Sequence[LaneCall[Any]]:
+        if self._connection.in_transaction:
+            self._connection.execute(queries.COMMIT)
+        return begin(self, wait, calls)
+
+    def acknowledge(self: writer.Writer, calls: Sequence[LaneCall[Any]]) -> Done[Any]:
+        return Done(writer._apply(self._connection, calls, Changes()))
+
+    writer.Writer._begin = commit_and_begin  # type: ignore[method-assign]
+    writer.Writer._commit = acknowledge  # type: ignore[method-assign]
+    writer.Writer._roll_back = lambda self: None  # type: ignore[method-assign]
+
+
+def end_each() -> None:
+    """Commit the ends of a child's sessions one by one."""
+
+    def end_alone(self: operations.EndAll, connection: sqlite3.Connection, changes: Changes) -> int:
+        select = "SELECT id FROM sessions WHERE child_id = ? AND status = 'active'"
+        ids = connection.execute(select, (self.child_id,)).fetchall()
+        for (id_,) in ids:
+            operations.End(id_, self.moment, self.status, self.reason).apply(connection, changes)
             connection.execute(queries.COMMIT)
-        connection.execute(queries.BEGIN_WRITE)
-        results = writer._apply_all(connection, turn, operations)
-        return [writer.Commit(results)], results
+            connection.execute(queries.BEGIN_WRITE)
+        return len(ids)
 
-    writer._commit_batch = commit_before
-
-
-def commit_each() -> None:
-    """Commit the writes of a batch one by one."""
-
-    def commit_alone(
-        connection: sqlite3.Connection, turn: Any, operations: Any, coherence: Any
-    ) -> writer.Concluded:
-        commits = [writer._commit_alone(connection, turn, each, coherence) for each in operations]
-        return commits, [each for commit in commits for each in commit.results if each is not None]
-
-    writer._commit_batch = commit_alone
+    operations.EndAll.apply = end_alone  # type: ignore[method-assign]
 
 
 def migrate_bit_by_bit() -> None:
@@ -246,23 +258,22 @@ def migrate_bit_by_bit() -> None:
         yield
         connection.set_trace_callback(None)
 
-    migrations.transaction = no_transaction  # type: ignore[assignment, attr-defined]
+    schema._transaction = no_transaction
 
 
 def write_without_log() -> None:
     """Write into the database itself, without any journal."""
 
-    def set_no_wal(connection: sqlite3.Connection, turn: Any) -> str:
+    def set_no_wal(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA cache_size = 1")
-        return "wal"
 
-    preparation._set_wal = set_no_wal
+    store.set_up_writer = set_no_wal  # type: ignore[attr-defined]
 
 
 BREAKS = {
     "acknowledged before COMMIT": commit_late,
-    "committed one by one": commit_each,
+    "ended one by one": end_each,
     "migrated without a transaction": migrate_bit_by_bit,
     "written without a journal": write_without_log,
 }
@@ -328,12 +339,15 @@ def read(database: Path) -> Found:
             return found
         applied = connection.execute("SELECT version FROM sessionstore_migrations ORDER BY 1")
         found.versions = [version for (version,) in applied]
+        if "sessions" not in found.tables:
+            found.faults.append(f"half a migration: {found.versions}, {found.tables}")
+            return found
         select = "SELECT child_id, id, status, data, metadata, interaction_count FROM sessions"
         for child, id_, status, data, metadata, count in connection.execute(select):
             found.rows[child][id_] = status, json.loads(data), json.loads(metadata), count
         found.faults += _odd_times(connection)
-        if "sessionstore_counts" in found.tables:
-            found.faults += _wrong_counts(connection)
+        if ("sessionstore_counts" in found.tables) != (found.versions == [1, 2]):
+            found.faults.append(f"half a migration: {found.versions}, {found.tables}")
     return found
 
 
@@ -346,27 +360,15 @@ def _odd_times(connection: sqlite3.Connection) -> Iterator[str]:
         yield f"times out of order: {row}"
 
 
-def _wrong_counts(connection: sqlite3.Connection) -> Iterator[str]:
-    counted = "SELECT substr(started_at, 1, 10), status, count(*) FROM sessions GROUP BY 1, 2"
-    kept = "SELECT day, status, sessions FROM sessionstore_counts WHERE sessions <> 0"
-    rows, counts = set(connection.execute(counted)), set(connection.execute(kept))
-    if rows != counts:
-        yield f"sessionstore_counts: {sorted(counts - rows)} instead of {sorted(rows - counts)}"
-
-
 class Ledger:
     """What the sessions of one file must be like, after all lives that it has had."""
 
-    def __init__(self, old: int = 0, *, is_whole: bool = True) -> None:
-        """Take how many old sessions of each kind it had at first, and whether batches are whole.
-
-        They are but where a signal was handled in the middle of a batch: each create is a call.
-        """
+    def __init__(self, old: int = 0) -> None:
+        """Take how many old sessions of each kind it had at first."""
         self.acknowledged = 0
-        self._is_whole = is_whole
         self._old = old
         self._owners: dict[str, dict[str, Row]] = {}
-        self._batches: dict[str, int] = {}
+        self._batches: dict[str, Counter[str]] = {}
         self._acknowledged_sweeps: set[str] = set()
 
     def settle(self, logs: Iterable[dict[str, list[Call]]], found: Found) -> list[str]:
@@ -382,7 +384,7 @@ class Ledger:
                     acknowledged = {c.operation for c in calls if c.result != NO_RESULT}
                     self._acknowledged_sweeps |= acknowledged
                 elif calls and calls[0].operation == "batch":
-                    faults += self._settle_batch(task, calls[0], len(found.rows[task]))
+                    faults += self._settle_batch(task, calls, _by_status(found, task))
                 elif calls:
                     faults += self._settle_owner(task, calls, found.rows[task])
         if found.is_ours:
@@ -392,11 +394,15 @@ class Ledger:
             faults.append(f"{self.acknowledged} calls were acknowledged, and the file is not ours")
         return faults
 
-    def _settle_batch(self, batch: str, call: Call, count: int) -> Iterator[str]:
-        possible = (0, BATCH) if self._is_whole else range(BATCH + 1)
-        if count not in (possible if call.result == NO_RESULT else (BATCH,)):
-            yield f"{batch} ({call.result}): {count} of {BATCH} sessions are there"
-        self._batches[batch] = count
+    def _settle_batch(self, batch: str, calls: list[Call], found: Counter[str]) -> Iterator[str]:
+        create, *end = calls
+        count = found.total()
+        if count > BATCH or (count < BATCH and create.result != NO_RESULT):
+            yield f"{batch} ({create.result}): {count} of {BATCH} sessions are there"
+        possible = (0, BATCH) if end else (0,)
+        if found["ended"] not in (possible if not end or end[0].result == NO_RESULT else (BATCH,)):
+            yield f"{batch} ({end}): {found['ended']} of {BATCH} sessions have ended"
+        self._batches[batch] = found
 
     def _settle_owner(self, owner: str, calls: list[Call], found: dict[str, Row]) -> Iterator[str]:
         rows: dict[str, Row] = {}
@@ -421,9 +427,9 @@ class Ledger:
         for owner, rows in self._owners.items():
             if found.rows[owner] != rows:
                 yield f"{owner}: {_difference(rows, found.rows[owner])}, after it was settled"
-        for batch, count in self._batches.items():
-            if len(found.rows[batch]) != count:
-                yield f"{batch}: {len(found.rows[batch])} sessions, after there were {count}"
+        for batch, before in self._batches.items():
+            if _by_status(found, batch) != before:
+                yield f"{batch}: {_by_status(found, batch)}, after there were {before}"
 
 
 def carry_out(rows: dict[str, Row], call: Call) -> tuple[dict[str, Row], object]:
@@ -446,6 +452,10 @@ def carry_out(rows: dict[str, Row], call: Call) -> tuple[dict[str, Row], object]
     else:
         row = _ended(row)
     return {**rows, call.id: row}, True
+
+
+def _by_status(found: Found, owner: str) -> Counter[str]:
+    return Counter(status for status, *_ in found.rows[owner].values())
 
 
 def _ended(row: Row) -> Row:

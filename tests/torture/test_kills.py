@@ -11,71 +11,46 @@ import random
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sessionstore import SessionManager, SessionStoreError
 
-from . import kills
-from .. import test_adoption
-from .. import test_migrations
-from ..children import ROOT, Child
+from ..children import ROOT, Child, Line
 from ..conftest import FakeClock
-from .kills import DAY, ENDED, IDLE, OLD, Call, Found, Ledger, Life, Row
 from ..seeds import draw_seed
-from ..core.test_races import read_to_the_end
+from . import kills
+from .disk import scratch
+from .kills import DAY, ENDED, IDLE, OLD, Call, Found, Ledger, Life, Row
+from .old_files import CHILD, OLD_ID, PREDECESSORS, RELEASES, Maker, copies, dump
 
 FOUND_ROWS = 400  # in a file that is to be upgraded
-FOUND_ID = "{:036}".format
-KILLS, MANY_KILLS = 5, 334  # in each of six stages
+KILLS, MANY_KILLS = 3, 286  # in each of seven stages
 LIVES = 4  # that a file has at most
 FRESH_FOR = 300.0  # seconds in which no session of a template can time out
 TRIES = 12  # lives for each kill that hits its stage
-
-
-def now() -> str:
-    """Return the time as the table has it. Rows of now are found by no sweep of a life."""
-    return str(datetime.now(UTC).replace(microsecond=1, tzinfo=None))
 
 
 def make_nothing(_: Path) -> None:
     """Leave a file to be made."""
 
 
-def make_first_release(path: Path) -> None:
-    """Make a file of 0.1.0, which is to be migrated."""
-    test_migrations.make_file_of_version(path, 1)
-    insert = """INSERT INTO sessions (id, child_id, started_at, last_activity, data)
-                VALUES (?, 'found', ?, ?, ?)"""
-    with closing(sqlite3.connect(path)) as connection:
-        rows = [(FOUND_ID(n), now(), now(), f'{{"n": {n}}}') for n in range(FOUND_ROWS)]
-        connection.executemany(insert, rows)
-        connection.commit()
+def made_by(maker: Maker) -> Callable[[Path], None]:
+    """Return what makes a file with sessions that no sweep of a life finds: they are of now."""
 
+    def make(path: Path) -> None:
+        maker(path, FOUND_ROWS, str(datetime.now(UTC).replace(microsecond=1, tzinfo=None)))
 
-def make_predecessors(path: Path) -> None:
-    """Make a file of the predecessor, which is to be adopted."""
-    rows = [
-        test_adoption.old_row(
-            id=FOUND_ID(n),
-            child_id="found",
-            started_at=now(),
-            last_activity=now(),
-            data=str({"n": n}),
-            interaction_count=0,
-        )
-        for n in range(FOUND_ROWS)
-    ]
-    test_adoption.make_file(path, rows)
+    return make
 
 
 def make_old(path: Path) -> None:
@@ -97,8 +72,9 @@ async def make_old_sessions(path: Path) -> None:
 # many seconds at first; and with which word the stage is over.
 STAGES: dict[str, tuple[Callable[[Path], None], str, float, str]] = {
     "open": (make_nothing, "opening", 0.03, "open"),
-    "migration": (make_first_release, "opening", 0.05, "open"),
-    "adoption": (make_predecessors, "opening", 0.1, "open"),
+    "0.1.0": (made_by(RELEASES["0.1.0"]), "opening", 0.05, "open"),
+    "0.4.1": (made_by(RELEASES["0.4.1"]), "opening", 0.05, "open"),
+    "adoption": (made_by(PREDECESSORS["predecessor"]), "opening", 0.1, "open"),
     "writing": (make_old, "open", 0.2, "closing"),
     "checkpoint": (make_nothing, "open", 0.1, "closing"),
     "close": (make_nothing, "closing", 0.01, "closed"),
@@ -144,7 +120,7 @@ class Killing:
         self.template.unlink(missing_ok=True)
         self._make(self.template)
         self._made_at = time.monotonic()
-        self._original = test_adoption.dump(self.template) if self.stage == "adoption" else []
+        self._original = dump(self.template) if self.stage == "adoption" else []
 
     def _use_up(self, folder: Path, hits: int) -> list[str]:
         """Give one file some lives, and end each of them."""
@@ -231,18 +207,29 @@ class Killing:
             return
         if found.is_ours:
             expected: dict[str, Row] = {
-                FOUND_ID(n): ("active", {"n": n}, {}, 0) for n in range(FOUND_ROWS)
+                OLD_ID(n): ("active", {"n": n}, {}, 0) for n in range(FOUND_ROWS)
             }
-            if found.rows["found"] != expected:
-                yield f"{len(found.rows['found'])} of {FOUND_ROWS} rows, or others, were found"
-        elif test_adoption.dump(database) != self._original:
+            if found.rows[CHILD] != expected:
+                yield f"{len(found.rows[CHILD])} of {FOUND_ROWS} rows, or others, were found"
+        elif dump(database) != self._original:
             yield "the original is damaged"
-        copies = [name for name in test_adoption.copies(database) if ".part" not in name]
-        if self.stage == "adoption" and found.is_ours and not copies:
+        if self.stage == "adoption" and found.is_ours and not copies(database):
             yield "there is no copy of the original"
-        for name in copies:
-            if test_adoption.dump(database.with_name(name)) != self._original:
-                yield f"{name} is not whole"
+        for copy in copies(database):
+            if dump(copy) != self._original:
+                yield f"{copy.name} is not whole"
+
+
+def read_to_the_end(line: Line) -> list[Any]:
+    """Return what a process had said before it was killed."""
+    said = []
+    while True:
+        try:
+            said.append(line.hear())
+        except ConnectionResetError:  # it had not heard all
+            continue
+        except EOFError:
+            return said
 
 
 LEFTOVERS = ("-wal", "-shm", "-journal", ".part")
@@ -256,6 +243,13 @@ async def visit(database: Path) -> None:
         assert await sessions.delete_session(id_)
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Yield a folder in memory, where a life writes far more until it is killed."""
+    with scratch() as path:
+        yield path
+
+
 def kill_and_check(stage: str, folder: Path, number: int) -> None:
     """Kill so many lives in their stage and demand that nothing was lost."""
     killing = Killing(stage, folder, draw_seed())
@@ -266,22 +260,22 @@ def kill_and_check(stage: str, folder: Path, number: int) -> None:
 
 
 @EACH_STAGE
-def test_nothing_is_lost_by_a_kill(tmp_path: Path, stage: str) -> None:
+def test_nothing_is_lost_by_a_kill(folder: Path, stage: str) -> None:
     """What was acknowledged is there, nothing is half there, and the next open needs no help."""
-    kill_and_check(stage, tmp_path, KILLS)
+    kill_and_check(stage, folder, KILLS)
 
 
 @pytest.mark.torture
 @EACH_STAGE
-def test_nothing_is_lost_by_thousands_of_kills(tmp_path: Path, stage: str) -> None:
-    """The same as above, 2,004 times."""
-    kill_and_check(stage, tmp_path, MANY_KILLS)
+def test_nothing_is_lost_by_thousands_of_kills(folder: Path, stage: str) -> None:
+    """The same as above, 2,002 times."""
+    kill_and_check(stage, folder, MANY_KILLS)
 
 
-CALLS = "pwrite64,ftruncate,fdatasync,fsync,unlink,rename"
+CALLS = "pwrite64,ftruncate,fdatasync,fsync,unlink,rename,mkdir,mknod,mknodat,fchmod,fchown"
 TRACED = """
 import asyncio, pathlib, types
-from tests import kills
+from tests.torture import kills
 
 line = types.SimpleNamespace(say=lambda _: None, hear=lambda: None)
 life = kills.Life("life", pathlib.Path("sessions.db"), 1, seconds=0.01)
@@ -297,14 +291,14 @@ def can_trace() -> bool:
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("stage", ["open", "migration", "adoption"])
-def test_nothing_is_lost_by_a_kill_at_any_system_call(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["open", "0.1.0", "0.4.1", "adoption"])
+def test_nothing_is_lost_by_a_kill_at_any_system_call(folder: Path, stage: str) -> None:
     """Killed before its nth call that changes a file, for each n from open() to close()."""
     if not can_trace():
         pytest.skip("needs strace, and the permission to trace")
-    killing = Killing(stage, tmp_path, draw_seed())
+    killing = Killing(stage, folder, draw_seed())
     for number in range(1, 1_000):
-        database = tmp_path / str(number) / "sessions.db"
+        database = folder / str(number) / "sessions.db"
         database.parent.mkdir()
         if killing.template.exists():
             shutil.copy(killing.template, database)
@@ -330,8 +324,8 @@ def test_nothing_is_lost_by_a_kill_at_any_system_call(tmp_path: Path, stage: str
 
 
 LOST = rf"the last call was|0 of {kills.BATCH} sessions are there"
-HALF_BATCH = rf"\d+ of {kills.BATCH} sessions are there"
-HALF_UPGRADE = r"the next open failed|rows, or others|_counts|is damaged|no copy"
+HALF_BATCH = rf"\d+ of {kills.BATCH} sessions have ended|the last call was"
+HALF_UPGRADE = r"the next open failed|rows, or others|half a migration|is damaged|no copy"
 DAMAGE = r"integrity_check|\(SQLITE_CORRUPT"
 
 
@@ -339,15 +333,16 @@ DAMAGE = r"integrity_check|\(SQLITE_CORRUPT"
     "broken, stage, symptom",
     [
         ("acknowledged before COMMIT", "writing", LOST),
-        ("committed one by one", "writing", HALF_BATCH),
-        ("migrated without a transaction", "migration", HALF_UPGRADE),
+        ("ended one by one", "writing", HALF_BATCH),
+        ("migrated without a transaction", "0.1.0", HALF_UPGRADE),
+        ("migrated without a transaction", "0.4.1", HALF_UPGRADE),
         ("migrated without a transaction", "adoption", HALF_UPGRADE),
         ("written without a journal", "writing", DAMAGE),
     ],
 )
-def test_a_broken_promise_is_caught(tmp_path: Path, broken: str, stage: str, symptom: str) -> None:
+def test_a_broken_promise_is_caught(folder: Path, broken: str, stage: str, symptom: str) -> None:
     """Lives that keep a promise only as long as they are not killed do not go unseen."""
-    killing = Killing(stage, tmp_path, draw_seed(), broken)
+    killing = Killing(stage, folder, draw_seed(), broken)
     faults = killing.kill(100)
     print(killing, faults[:1])
     assert re.search(symptom, "\n".join(faults)), faults
@@ -392,23 +387,35 @@ def test_the_ledger_knows_what_must_be_there(
 
 
 def test_the_ledger_knows_whole_transactions() -> None:
-    """Half a batch, and chunks that are not whole, are refused, as is what comes back."""
+    """Half a call, and chunks that are not whole, are refused, as is what comes back."""
     ids = map(str, range(OLD))
     active: Row = ("active", {}, {}, 0)
     timed_out: Row = ("timeout", {}, {"end_reason": "timeout"}, 0)
     idle = dict.fromkeys(ids, active)
 
-    def settle(ledger: Ledger, timed_out_: int, batch: int, result: object) -> list[str]:
+    def settle(
+        ledger: Ledger, timed_out_: int, batch: int, created: object, ended: int, end: object
+    ) -> list[str]:
         rows = {IDLE: {id_: timed_out if int(id_) < timed_out_ else active for id_ in idle}}
-        rows |= {ENDED: idle, "batch": {str(number): FRESH for number in range(batch)}}
+        members = {str(n): kills._ended(FRESH) if n < ended else FRESH for n in range(batch)}
+        rows |= {ENDED: idle, "batch": members}
         found = Found(versions=[1], rows=defaultdict(dict, rows))
-        log = {"sweep": [Call("cleanup", "", 0)], "batch": [Call("batch", "", 0, result)]}
+        calls = [Call("batch", "", 0, created), Call("end all", "", 0, end)]
+        log = {"sweep": [Call("cleanup", "", 0)], "batch": calls[: 1 + (end is not None)]}
         return ledger.settle([log], found)
 
-    assert settle(Ledger(OLD), 500, kills.BATCH, kills.BATCH) == []
-    assert settle(Ledger(OLD), 0, 0, kills.NO_RESULT) == []
-    for wrong in [(499, 0, kills.NO_RESULT), (0, 1, kills.NO_RESULT), (0, 0, kills.BATCH)]:
+    all_, open_ = kills.BATCH, kills.NO_RESULT
+    assert settle(Ledger(OLD), 500, all_, all_, all_, all_) == []
+    assert settle(Ledger(OLD), 0, 0, open_, 0, None) == []
+    assert settle(Ledger(OLD), 0, 1, open_, 0, None) == []  # each create is a call of its own
+    assert settle(Ledger(OLD), 0, all_, all_, all_, open_) == []
+    for wrong in [
+        (499, 0, open_, 0, None),
+        (0, 0, all_, 0, None),
+        (0, all_, all_, 1, open_),
+        (0, all_, all_, 0, all_),
+    ]:
         assert len(settle(Ledger(OLD), *wrong)) == 1
     ledger = Ledger(OLD)
-    assert settle(ledger, 0, kills.BATCH, kills.NO_RESULT) == []
+    assert settle(ledger, 0, all_, open_, 0, None) == []
     assert ledger.settle([], Found(versions=[1], rows=defaultdict(dict, {ENDED: idle})))
