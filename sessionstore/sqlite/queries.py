@@ -271,24 +271,23 @@ SELECT {_COLUMNS}
  LIMIT :limit
 """
 
-# The four below serve get_session_stats, in one read transaction. idx_sessions_status has all of
-# the first; the second and third read what has come due since the last sweep.
+# The three below serve get_session_stats, in one read transaction. idx_sessions_status has all of
+# the first; the second reads what has come due since the last sweep.
 COUNT_SESSIONS_BY_STATUS = """
 SELECT status, count(*), sum(started_at >= :midnight)
   FROM sessions
  GROUP BY status
 """
 
-COUNT_SESSIONS_IDLE = """
-SELECT count(*)
-  FROM sessions INDEXED BY idx_sessions_activity
- WHERE status = 'active' AND swept_activity <= :idle_cutoff AND +last_activity <= :idle_cutoff
-"""
-
-COUNT_SESSIONS_AGED = """
-SELECT count(*)
-  FROM sessions INDEXED BY idx_sessions_status
- WHERE status = 'active' AND started_at <= :lifetime_cutoff AND +last_activity > :idle_cutoff
+COUNT_SESSIONS_TIMED_OUT = """
+SELECT (SELECT count(*)
+          FROM sessions INDEXED BY idx_sessions_activity
+         WHERE status = 'active'
+           AND swept_activity <= :idle_cutoff AND +last_activity <= :idle_cutoff)
+       + (SELECT count(*)
+            FROM sessions INDEXED BY idx_sessions_status
+           WHERE status = 'active'
+             AND started_at <= :lifetime_cutoff AND +last_activity > :idle_cutoff)
 """
 
 SELECT_DATABASE_BYTES = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -306,9 +305,9 @@ SELECT_HOST_OBJECTS = """
 SELECT name, sql
   FROM sqlite_master
  WHERE type IN ('index', 'trigger') AND lower(tbl_name) = 'sessions' AND sql IS NOT NULL
-   AND name NOT LIKE 'idx\\_sessions\\_%' ESCAPE '\\'
-   AND name NOT IN ('sessions_activity_went_back', 'sessions_inserted', 'sessions_deleted',
-                    'sessions_changed')
+   AND name NOT IN ('idx_sessions_child_id', 'idx_sessions_active_child', 'idx_sessions_status',
+                    'idx_sessions_activity', 'idx_sessions_ended_at', 'sessions_inserted',
+                    'sessions_activity_went_back', 'sessions_changed', 'sessions_deleted')
  ORDER BY rowid
 """
 
