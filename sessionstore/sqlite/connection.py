@@ -78,7 +78,9 @@ class Connection:
         """Start the thread and connect on it."""
         try:
             await self._aiosqlite
-        except (*SQLITE_ERRORS, OSError) as error:
+        except Exception as error:
+            # It was told to stop, and answers in the event loop, which may be closed next.
+            self._thread.join()  # type: ignore[union-attr]
             raise ours(error) from None
         self.sqlite = self._aiosqlite._conn
 

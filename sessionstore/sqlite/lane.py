@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -36,40 +37,33 @@ GUARD_HOLD = 0.001  # seconds
 GUARD_PATIENCE = 4  # intervals, while the thread waits for a lock and seldom needs the GIL
 
 
-class Operation:
-    """What a call asks for."""
-
-    __slots__ = ()
-
-    @property
-    def weight(self) -> int:
-        """About how many bytes it adds to its batch."""
-        return 0
+Result = TypeVar("Result")
 
 
-Asked = TypeVar("Asked", bound=Operation)
+@dataclass(slots=True)
+class Operation(Generic[Result]):
+    """What a call asks for; its parameter is the type of what it gives."""
+
+    weight: int = field(default=0, kw_only=True)  # about how many bytes it adds to its batch
 
 
-class Call(Generic[Asked]):
+class Call(NamedTuple):
     """One call: what it asks for, who waits for it, and until when it may wait for a lock."""
 
-    __slots__ = ("deadline", "future", "operation")
-
-    def __init__(self, operation: Asked, future: "asyncio.Future[Any]", deadline: float) -> None:
-        self.operation = operation
-        self.future = future
-        self.deadline = deadline  # by time.monotonic()
+    operation: Any
+    future: "asyncio.Future[Any]"
+    deadline: float  # by time.monotonic()
 
 
-class Done(NamedTuple, Generic[Asked]):
+class Done(NamedTuple):
     """What became of calls: a result or an exception each, and the commit that did it, if any."""
 
-    outcomes: Sequence[tuple[Call[Asked], object]]
+    outcomes: Sequence[tuple[Call, object]]
     commit: Commit | None = None
 
 
 # Tries until an attempt succeeds: Lane.wait.
-Wait = Callable[[Sequence[Call[Any]], Callable[[], bool]], Sequence[Call[Any]]]
+Wait = Callable[[Sequence[Call], Callable[[], bool]], Sequence[Call]]
 
 
 class Thread(Protocol):
@@ -90,12 +84,12 @@ class Guard:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lanes: list[Lane[Any]] = []
+        self._lanes: list[Lane] = []
         self._ended: SimpleQueue[None] = SimpleQueue()  # an item for each batch
         self._is_watching = False
         self._looks = 0
 
-    def add(self, lane: "Lane[Any]") -> None:
+    def add(self, lane: "Lane") -> None:
         """Look after a lane, too."""
         self._lanes.append(lane)
 
@@ -124,13 +118,13 @@ class Guard:
         self._loop.call_later(GUARD_INTERVAL, self._look)
 
 
-class Lane(Generic[Asked]):
+class Lane:
     """A queue of calls in front of a connection's thread, in one event loop."""
 
     def __init__(
         self,
         thread: Thread,
-        work: Callable[[Wait, Sequence[Call[Asked]]], Sequence[Done[Asked]]],
+        work: Callable[[Wait, Sequence[Call]], Sequence[Done]],
         guard: Guard,
         *,
         busy_timeout: float,
@@ -145,7 +139,7 @@ class Lane(Generic[Asked]):
         self._busy_timeout = busy_timeout
         self._batch_limit = batch_limit
         self._on_commit = on_commit
-        self._gathered: deque[Call[Asked]] = deque()
+        self._gathered: deque[Call] = deque()
         self._at_rest: asyncio.Future[None] | None = None  # what rest() waits for
         self._give_up_at = math.inf  # an upper bound of all deadlines
         self._random = random.Random()  # of its own: the host may seed the other
@@ -154,12 +148,11 @@ class Lane(Generic[Asked]):
         self.is_waiting = False  # for a lock; set by its thread
         guard.add(self)
 
-    def submit(self, operation: Asked) -> "asyncio.Future[Any]":
+    def submit(self, operation: Operation[Result]) -> "asyncio.Future[Result]":
         """Have the operation done in the next batch; return the future of its result."""
         self.check_loop()
-        future = self._loop.create_future()
-        deadline = time.monotonic() + self._busy_timeout
-        self._gathered.append(Call(operation, future, deadline))
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._gathered.append(Call(operation, future, time.monotonic() + self._busy_timeout))
         if self.is_resting:
             self._start()
         return future
@@ -185,9 +178,7 @@ class Lane(Generic[Asked]):
         """Have no call wait for a lock longer than for so many seconds from now."""
         self._give_up_at = time.monotonic() + seconds
 
-    def wait(
-        self, calls: Sequence[Call[Asked]], attempt: Callable[[], bool]
-    ) -> Sequence[Call[Asked]]:
+    def wait(self, calls: Sequence[Call], attempt: Callable[[], bool]) -> Sequence[Call]:
         """Try until the attempt succeeds, and return the calls that still want it. For the thread.
 
         A call whose deadline is over fails with StoreBusyError, and the others wait on. If none is
@@ -228,8 +219,8 @@ class Lane(Generic[Asked]):
             self._thread.queue(self._run_batch)
         self._guard.note_end()
 
-    def _take(self) -> list[Call[Asked]]:
-        taken: list[Call[Asked]] = []
+    def _take(self) -> list[Call]:
+        taken: list[Call] = []
         weight = 0
         while self._gathered and len(taken) < self._batch_limit and weight < BATCH_BYTES:
             call = self._gathered.popleft()
@@ -238,14 +229,14 @@ class Lane(Generic[Asked]):
                 weight += call.operation.weight
         return taken
 
-    def _post(self, done: Sequence[Done[Asked]], rests: bool) -> bool:
+    def _post(self, done: Sequence[Done], rests: bool) -> bool:
         try:
             self._loop.call_soon_threadsafe(self._hand_over, done, rests)
         except RuntimeError:  # the event loop was closed: nobody waits any more
             return False
         return True
 
-    def _hand_over(self, done: Sequence[Done[Asked]], rests: bool) -> None:
+    def _hand_over(self, done: Sequence[Done], rests: bool) -> None:
         """Tell of the commits and serve their callers, in the event loop, whatever happens."""
         if self._is_disowned:
             return
@@ -283,12 +274,12 @@ class ClosedLane:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def submit(self, operation: object) -> "asyncio.Future[Any]":
+    def submit(self, operation: Operation[Result]) -> "asyncio.Future[Result]":
         """Raise StoreClosedError."""
         raise StoreClosedError(self._reason)
 
 
-def failed(calls: Sequence[Call[Asked]], error: BaseException) -> Done[Asked]:
+def failed(calls: Sequence[Call], error: BaseException) -> Done:
     """Let all of the calls hear of an error, each of one of its own, and of SQLite's as ours."""
     return Done([(call, ours(error)) for call in calls])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each write does inside a transaction, a class each; and what it notes for the commit.
+"""What each write does inside a transaction, a function each; and what it notes for the commit.
 
 An operation looks at what is there, and then writes. What is absent, ended or timed out it leaves
 as it is. Policy is the root's, and so is the clock.
@@ -9,8 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 from ..errors import StorageError
 from ..expiry import Moment
@@ -18,11 +17,17 @@ from ..session import Record
 from ..store import Commit, Swept, Touch
 from . import queries
 from .connection import SQLITE_ERRORS, fetch_all, is_of_the_store
-from .lane import Operation
 from .rows import from_row, to_row
 from .times import from_text, to_text
 
 JSON_LIMIT = 16_384  # bytes of data beyond which a row is inserted by itself
+
+
+class Activity(NamedTuple):
+    """One touch of a session."""
+
+    session_id: str
+    moment: Moment
 
 
 class Changes:
@@ -68,216 +73,21 @@ class Changes:
         return Commit(self._touched, written, erased, self._ended, versions_before, version)
 
 
-class Write(Operation):
-    """What is done in a transaction with others."""
-
-    __slots__ = ()
-
-    durable: ClassVar[bool] = True  # whether it must survive a power cut, too
-
-
-class Chore(Operation):
-    """What is done under the lock, but outside of a transaction and alone."""
-
-    __slots__ = ()
-
-    def run(self, connection: sqlite3.Connection) -> object:
-        """Do it, and return what the caller gets. It is run again if a lock was in the way."""
-        raise NotImplementedError
-
-
-@dataclass(slots=True)
-class Create(Write):
-    """Adds a session."""
-
-    record: Record
-
-    @property
-    def weight(self) -> int:
-        """About how many bytes it adds to its batch."""
-        return len(self.record.data) + len(self.record.metadata)
-
-
-@dataclass(slots=True)
-class Activity(Write):
-    """Moves the last_activity of a live session, and counts an interaction."""
-
-    session_id: str
-    moment: Moment
-
-    durable: ClassVar[bool] = False
-
-
-@dataclass(slots=True)
-class Edit(Write):
-    """Writes the data and metadata that a function makes of those of a live session."""
-
-    session_id: str
-    moment: Moment
-    change: Callable[[Record], Record]
-
-    @property
-    def weight(self) -> int:
-        """A guess: how much there is to read and write is known in the transaction only."""
-        return 65_536
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> bool:
-        """Return whether the session was live. What the function raises is raised."""
-        parameters = {"id": self.session_id, **cutoffs(self.moment)}
-        rows = fetch_all(connection, queries.SELECT_LIVE_SESSION, parameters)
-        if not rows:
-            return False
-        before = from_row(rows[0])
-        changed = self.change(before)
-        after = before._replace(
-            last_activity=max(before.last_activity, self.moment.now),
-            data=changed.data,
-            metadata=changed.metadata,
-        )
-        if connection.execute(queries.UPDATE_SESSION_EDITED, to_row(after)).rowcount == 0:
-            return False  # a trigger of the host project's has ignored it
-        changes.write(after)
-        return True
-
-
-@dataclass(slots=True)
-class End(Write):
-    """Ends a live session."""
-
-    session_id: str
-    moment: Moment
-    status: str
-    reason: str
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> bool:
-        """Return whether the session was live."""
-        parameters = {
-            "id": self.session_id,
-            "status": self.status,
-            "reason": self.reason,
-            **cutoffs(self.moment),
-        }
-        return _end(connection, changes, queries.UPDATE_SESSION_ENDED, parameters) > 0
-
-
-@dataclass(slots=True)
-class EndAll(Write):
-    """Ends all live sessions of a child but one."""
-
-    child_id: str
-    moment: Moment
-    status: str
-    reason: str
-    except_id: str | None
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> int:
-        """Return how many there were."""
-        parameters = {
-            "child_id": self.child_id,
-            "except_id": self.except_id,
-            "status": self.status,
-            "reason": self.reason,
-            **cutoffs(self.moment),
-        }
-        return _end(connection, changes, queries.UPDATE_SESSIONS_ENDED_BY_CHILD, parameters)
-
-
-@dataclass(slots=True)
-class Erase(Write):
-    """Deletes a session, whatever its status."""
-
-    session_id: str
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> bool:
-        """Return whether there was one."""
-        if connection.execute(queries.DELETE_SESSION, {"id": self.session_id}).rowcount == 0:
-            return False
-        changes.erase(self.session_id)
-        return True
-
-
-@dataclass(slots=True)
-class TimeOut(Write):
-    """Ends up to `limit` sessions that have timed out, each as of when it expired."""
-
-    moment: Moment
-    limit: int
-
-    durable: ClassVar[bool] = False
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> Swept:
-        """Return how many, and whether there may be more."""
-        expiry = self.moment.expiry
-        parameters = {"limit": self.limit, **cutoffs(self.moment)}
-        due = fetch_all(connection, queries.SELECT_SESSIONS_IDLE, parameters)
-        if expiry.max_lifetime is not None:
-            due += fetch_all(connection, queries.SELECT_SESSIONS_AGED, parameters)
-        ends: dict[str, str] = {}
-        alive: list[str] = []
-        for session_id, started_at, last_activity in due:
-            try:
-                expires_at = expiry.moment(from_text(started_at), from_text(last_activity))
-            except (TypeError, ValueError):
-                continue  # another program has written what is no time
-            if expires_at > self.moment.now:
-                alive.append(session_id)
-            elif len(ends) < self.limit:
-                ends[session_id] = to_text(expires_at)
-        timed_out = _time_out(connection, changes, ends) if ends else 0
-        if alive:
-            connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
-        return Swept(timed_out, has_more=len(due) >= self.limit and timed_out + len(alive) > 0)
-
-
-@dataclass(slots=True)
-class BringBack(Write):
-    """Brings back up to `limit` sessions that are ahead of the clock by more than the timeout."""
-
-    moment: Moment
-    limit: int
-
-    durable: ClassVar[bool] = False
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> int:
-        """Return how many."""
-        parameters = {**ahead(self.moment), "limit": self.limit}
-        rows = fetch_all(connection, queries.UPDATE_SESSIONS_AHEAD, parameters)
-        for row in rows:
-            changes.write(from_row(row))
-        return len(rows)
-
-
-@dataclass(slots=True)
-class Purge(Write):
-    """Deletes up to `limit` sessions that ended at or before then."""
-
-    ended_before: int
-    limit: int
-
-    def apply(self, connection: sqlite3.Connection, changes: Changes) -> int:
-        """Return how many."""
-        parameters = {"ended_before": to_text(self.ended_before), "limit": self.limit}
-        rows = fetch_all(connection, queries.DELETE_SESSIONS_ENDED_BEFORE, parameters)
-        for (session_id,) in rows:
-            changes.erase(session_id)
-        return len(rows)
-
-
-def create_all(connection: sqlite3.Connection, creates: Sequence[Create], changes: Changes) -> None:
+def create_all(connection: sqlite3.Connection, changes: Changes, records: Sequence[Record]) -> None:
     """Add sessions. An id that is there already is sqlite3.IntegrityError."""
     # JSON is made with the GIL held, and SQLite copies it: large rows go by themselves.
-    together = [each for each in creates if each.weight <= JSON_LIMIT] if len(creates) > 1 else []
-    if together:
-        rows = json.dumps([[*to_row(each.record).values()] for each in together])
+    small = [record for record in records if len(record.data) + len(record.metadata) <= JSON_LIMIT]
+    if len(small) > 1:
+        rows = json.dumps([[*to_row(record).values()] for record in small])
         connection.execute(queries.INSERT_SESSIONS, {"rows": rows})
-    for each in creates:
-        if not together or each.weight > JSON_LIMIT:
-            connection.execute(queries.INSERT_SESSION, to_row(each.record))
-        changes.write(each.record)
+    for record in records:
+        if len(small) < 2 or len(record.data) + len(record.metadata) > JSON_LIMIT:
+            connection.execute(queries.INSERT_SESSION, to_row(record))
+        changes.write(record)
 
 
 def touch_all(
-    connection: sqlite3.Connection, touches: Sequence[Activity], changes: Changes
+    connection: sqlite3.Connection, changes: Changes, touches: Sequence[Activity]
 ) -> list[bool]:
     """Touch sessions, all with the same expiry; return for each whether its session was live."""
     latest = max((each.moment for each in touches), key=lambda moment: moment.now)
@@ -293,6 +103,112 @@ def touch_all(
             if results[index]:
                 changes.touch(each.session_id, 1, each.moment.now)
     return results
+
+
+def edit(
+    connection: sqlite3.Connection,
+    changes: Changes,
+    session_id: str,
+    moment: Moment,
+    change: Callable[[Record], Record],
+) -> bool | Exception:
+    """Write what `change` makes of a live session; return whether it was live.
+
+    What `change` raises is returned: nothing was written, and it concerns its caller alone.
+    """
+    rows = fetch_all(connection, queries.SELECT_LIVE_SESSION, {"id": session_id, **cutoffs(moment)})
+    if not rows:
+        return False
+    before = from_row(rows[0])
+    try:
+        changed = change(before)
+    except Exception as refusal:
+        return refusal
+    last_activity = max(before.last_activity, moment.now)
+    after = before._replace(
+        last_activity=last_activity, data=changed.data, metadata=changed.metadata
+    )
+    if connection.execute(queries.UPDATE_SESSION_EDITED, to_row(after)).rowcount == 0:
+        return False  # a trigger of the host project's has ignored it
+    changes.write(after)
+    return True
+
+
+def end(
+    connection: sqlite3.Connection,
+    changes: Changes,
+    session_id: str,
+    moment: Moment,
+    status: str,
+    reason: str,
+) -> bool:
+    """End a live session; return whether it was live."""
+    parameters = {"id": session_id, "status": status, "reason": reason, **cutoffs(moment)}
+    return _end(connection, changes, queries.UPDATE_SESSION_ENDED, parameters) > 0
+
+
+def end_all(
+    connection: sqlite3.Connection,
+    changes: Changes,
+    child_id: str,
+    moment: Moment,
+    status: str,
+    reason: str,
+    except_id: str | None,
+) -> int:
+    """End all live sessions of a child but one; return how many there were."""
+    parameters = {"child_id": child_id, "except_id": except_id, **cutoffs(moment)}
+    parameters |= {"status": status, "reason": reason}
+    return _end(connection, changes, queries.UPDATE_SESSIONS_ENDED_BY_CHILD, parameters)
+
+
+def erase(connection: sqlite3.Connection, changes: Changes, session_id: str) -> bool:
+    """Delete a session, whatever its status; return whether there was one."""
+    if connection.execute(queries.DELETE_SESSION, {"id": session_id}).rowcount == 0:
+        return False
+    changes.erase(session_id)
+    return True
+
+
+def time_out(connection: sqlite3.Connection, changes: Changes, moment: Moment, limit: int) -> Swept:
+    """End up to `limit` sessions that have timed out, each as of when it expired."""
+    parameters = {"limit": limit, **cutoffs(moment)}
+    due = fetch_all(connection, queries.SELECT_SESSIONS_IDLE, parameters)
+    if moment.expiry.max_lifetime is not None:
+        due += fetch_all(connection, queries.SELECT_SESSIONS_AGED, parameters)
+    ends: dict[str, str] = {}
+    alive: list[str] = []
+    for session_id, started_at, last_activity in due:
+        try:
+            expires_at = moment.expiry.moment(from_text(started_at), from_text(last_activity))
+        except (TypeError, ValueError):
+            continue  # another program has written what is no time
+        if expires_at > moment.now:
+            alive.append(session_id)
+        elif len(ends) < limit:
+            ends[session_id] = to_text(expires_at)
+    timed_out = _time_out(connection, changes, ends) if ends else 0
+    if alive:
+        connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
+    return Swept(timed_out, has_more=len(due) >= limit and timed_out + len(alive) > 0)
+
+
+def bring_back(connection: sqlite3.Connection, changes: Changes, moment: Moment, limit: int) -> int:
+    """Bring back up to `limit` sessions that are ahead of the clock by more than the timeout."""
+    parameters = {"limit": limit, **ahead(moment)}
+    rows = fetch_all(connection, queries.UPDATE_SESSIONS_AHEAD, parameters)
+    for row in rows:
+        changes.write(from_row(row))
+    return len(rows)
+
+
+def purge(connection: sqlite3.Connection, changes: Changes, ended_before: int, limit: int) -> int:
+    """Delete up to `limit` sessions that ended at or before then; return how many."""
+    parameters = {"ended_before": to_text(ended_before), "limit": limit}
+    rows = fetch_all(connection, queries.DELETE_SESSIONS_ENDED_BEFORE, parameters)
+    for (session_id,) in rows:
+        changes.erase(session_id)
+    return len(rows)
 
 
 def cutoffs(moment: Moment) -> dict[str, Any]:

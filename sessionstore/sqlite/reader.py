@@ -7,9 +7,9 @@ connection's thread.
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..expiry import Moment
 from ..session import Record, SessionStatus
@@ -21,73 +21,27 @@ from .operations import ahead, cutoffs
 from .rows import from_row
 from .times import to_text
 
+Result = TypeVar("Result")
+
 DAY = 86_400_000_000  # microseconds
 
 
 @dataclass(slots=True)
-class Load(Operation):
+class Load(Operation[Record | None]):
     """Asks for a record by its id."""
 
     session_id: str
 
 
 @dataclass(slots=True)
-class Select(Operation):
-    """Asks for the records of a list."""
+class Read(Operation[Result]):
+    """Asks for what a function reads."""
 
-    query: str
-    parameters: Mapping[str, Any]
-
-    def read(self, connection: sqlite3.Connection) -> list[Record]:
-        """Return them."""
-        return [from_row(row) for row in fetch_all(connection, self.query, self.parameters)]
+    read: Callable[..., Result]  # of the connection and the arguments
+    arguments: tuple[Any, ...]
 
 
-@dataclass(slots=True)
-class Count(Operation):
-    """Asks for the figures of the store."""
-
-    moment: Moment
-
-    def read(self, connection: sqlite3.Connection) -> Counts:
-        """Return them, all of one snapshot."""
-        parameters = cutoffs(self.moment)
-        parameters["midnight"] = to_text(self.moment.now // DAY * DAY)
-        by_status = dict.fromkeys(map(str, SessionStatus), 0)
-        started_today = 0
-        connection.execute(queries.BEGIN_READ)
-        try:
-            for status, count, since_midnight in fetch_all(
-                connection, queries.COUNT_SESSIONS_BY_STATUS, parameters
-            ):
-                by_status[status] = count
-                started_today += since_midnight
-            ((unswept,),) = fetch_all(connection, queries.COUNT_SESSIONS_IDLE, parameters)
-            if self.moment.expiry.max_lifetime is not None:
-                ((aged,),) = fetch_all(connection, queries.COUNT_SESSIONS_AGED, parameters)
-                unswept += aged
-            ((size,),) = fetch_all(connection, queries.SELECT_DATABASE_BYTES)
-        finally:
-            connection.execute(queries.COMMIT)
-        by_status["active"] -= unswept
-        by_status["timeout"] += unswept
-        return Counts(by_status, started_today, size, sqlite3.sqlite_version)
-
-
-@dataclass(slots=True)
-class IsAhead(Operation):
-    """Asks whether a session is ahead of the clock by more than the timeout."""
-
-    moment: Moment
-
-    def read(self, connection: sqlite3.Connection) -> bool:
-        """Return it."""
-        return bool(fetch_all(connection, queries.SELECT_SESSION_AHEAD, ahead(self.moment)))
-
-
-def load(
-    connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call[Load]]
-) -> list[Done[Load]]:
+def load(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call]) -> list[Done]:
     """Load the records that the calls of a batch ask for, in one statement."""
     rows: dict[str, Any] = {}
 
@@ -105,14 +59,14 @@ def load(
     return [Done([(call, _decode(rows.get(call.operation.session_id))) for call in waiting])]
 
 
-def read(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call[Any]]) -> list[Done[Any]]:
+def read(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call]) -> list[Done]:
     """Answer the calls of a batch, one after the other."""
-    done: list[Done[Any]] = []
+    done: list[Done] = []
     for call in calls:
         results: list[object] = []
 
-        def answer(call: Call[Any] = call, results: list[object] = results) -> None:
-            results.append(call.operation.read(connection))
+        def answer(call: Call = call, results: list[object] = results) -> None:
+            results.append(call.operation.read(connection, *call.operation.arguments))
 
         try:
             if wait([call], unless_busy(answer)):
@@ -120,6 +74,39 @@ def read(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call[Any]])
         except Exception as error:
             done.append(failed([call], error))
     return done
+
+
+def select(
+    connection: sqlite3.Connection, query: str, parameters: Mapping[str, Any]
+) -> list[Record]:
+    """Return the records of a list."""
+    return [from_row(row) for row in fetch_all(connection, query, parameters)]
+
+
+def count(connection: sqlite3.Connection, moment: Moment) -> Counts:
+    """Return the figures of the store, all of one snapshot."""
+    parameters = cutoffs(moment) | {"midnight": to_text(moment.now // DAY * DAY)}
+    by_status = dict.fromkeys(map(str, SessionStatus), 0)
+    started_today = 0
+    connection.execute(queries.BEGIN_READ)
+    try:
+        for status, number, since_midnight in fetch_all(
+            connection, queries.COUNT_SESSIONS_BY_STATUS, parameters
+        ):
+            by_status[status] = number
+            started_today += since_midnight
+        ((unswept,),) = fetch_all(connection, queries.COUNT_SESSIONS_TIMED_OUT, parameters)
+        ((size,),) = fetch_all(connection, queries.SELECT_DATABASE_BYTES)
+    finally:
+        connection.execute(queries.COMMIT)
+    by_status["active"] -= unswept
+    by_status["timeout"] += unswept
+    return Counts(by_status, started_today, size, sqlite3.sqlite_version)
+
+
+def is_ahead(connection: sqlite3.Connection, moment: Moment) -> bool:
+    """Return whether a session is ahead of the clock by more than the timeout."""
+    return bool(fetch_all(connection, queries.SELECT_SESSION_AHEAD, ahead(moment)))
 
 
 def _decode(row: Any) -> Record | Exception | None:

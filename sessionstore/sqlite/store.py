@@ -14,7 +14,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -23,7 +22,7 @@ from ..errors import SessionStoreError, StoreBusyError, StoreClosedError
 from ..expiry import Moment
 from ..session import Record
 from ..store import Counts, Listener, Swept
-from . import queries, reader, schema
+from . import operations, queries, reader, schema
 from .connection import (
     MEMORY,
     Connection,
@@ -35,26 +34,15 @@ from .connection import (
     set_up_writer,
 )
 from .lane import ClosedLane, Guard, Lane
-from .operations import (
-    Activity,
-    BringBack,
-    Chore,
-    Create,
-    Edit,
-    End,
-    EndAll,
-    Erase,
-    Purge,
-    TimeOut,
-    cutoffs,
-)
-from .reader import Count, IsAhead, Load, Select
+from .operations import Activity, cutoffs
+from .reader import Load, Read
 from .sidecar import Sidecar
 from .times import to_text
-from .writer import Writer
+from .writer import Chore, Create, Touch, Write, Writer
 
 logger = logging.getLogger(__name__)
 
+EDIT_WEIGHT = 65_536  # bytes, a guess: how much there is to read is known in the transaction only
 CHUNK = 500  # sessions that one commit brings back to the clock
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks
 CLOSE_LIMIT = 30.0  # seconds that close() waits for a disk
@@ -93,9 +81,9 @@ class SQLiteStore:
         self._connections: list[Connection] = []  # the one that writes first
         self._sidecar: Sidecar | None = None
         self.versions: Sequence[int] | None = None  # those of the sidecar
-        self._writes: Lane[Any] | ClosedLane = _NOT_OPEN
-        self._loads: Lane[Any] | ClosedLane = _NOT_OPEN
-        self._lists: Lane[Any] | ClosedLane = _NOT_OPEN
+        self._writes: Lane | ClosedLane = _NOT_OPEN
+        self._loads: Lane | ClosedLane = _NOT_OPEN
+        self._lists: Lane | ClosedLane = _NOT_OPEN
         self._is_opening = False
         self._is_given_up = False  # whether close() was called in the meantime
         self._data_version = 0  # at the last sweep
@@ -148,51 +136,49 @@ class SQLiteStore:
             await connection.close()
         # A lock that somebody keeps means that this is not the last connection: closing is safe.
         with suppress(SessionStoreError):
-            await lanes[0].submit(_Farewell())
+            await lanes[0].submit(Chore(_take_leave))
         await self._let_go()
 
     async def create(self, record: Record) -> None:
         """Add a session."""
-        await self._writes.submit(Create(record))
+        weight = len(record.data) + len(record.metadata)
+        await self._writes.submit(Create(record, weight=weight))
 
     async def touch(self, session_id: str, moment: Moment) -> bool:
         """Move the last_activity of a live session, and count an interaction."""
-        touched: bool = await self._writes.submit(Activity(session_id, moment))
-        return touched
+        return await self._writes.submit(Touch(Activity(session_id, moment)))
 
     async def edit(
         self, session_id: str, moment: Moment, change: Callable[[Record], Record]
     ) -> bool:
         """Write the data and metadata that `change` makes of those of a live session."""
-        edited: bool = await self._writes.submit(Edit(session_id, moment, change))
-        return edited
+        arguments = (session_id, moment, change)
+        return await self._writes.submit(Write(operations.edit, arguments, weight=EDIT_WEIGHT))
 
     async def end(self, session_id: str, moment: Moment, status: str, reason: str) -> bool:
         """End a live session."""
-        ended: bool = await self._writes.submit(End(session_id, moment, status, reason))
-        return ended
+        arguments = (session_id, moment, status, reason)
+        return await self._writes.submit(Write(operations.end, arguments))
 
     async def end_all(
         self, child_id: str, moment: Moment, status: str, reason: str, except_id: str | None
     ) -> int:
         """End all live sessions of a child but one."""
-        ended: int = await self._writes.submit(EndAll(child_id, moment, status, reason, except_id))
-        return ended
+        arguments = (child_id, moment, status, reason, except_id)
+        return await self._writes.submit(Write(operations.end_all, arguments))
 
     async def erase(self, session_id: str) -> bool:
         """Delete a session, whatever its status."""
-        erased: bool = await self._writes.submit(Erase(session_id))
-        return erased
+        return await self._writes.submit(Write(operations.erase, (session_id,)))
 
     async def time_out(self, moment: Moment, limit: int) -> Swept:
         """End up to `limit` sessions that have timed out."""
-        swept: Swept = await self._writes.submit(TimeOut(moment, limit))
-        return swept
+        time_out = Write(operations.time_out, (moment, limit), durable=False)
+        return await self._writes.submit(time_out)
 
     async def purge(self, ended_before: int, limit: int) -> int:
         """Erase up to `limit` sessions that ended at or before then."""
-        purged: int = await self._writes.submit(Purge(ended_before, limit))
-        return purged
+        return await self._writes.submit(Write(operations.purge, (ended_before, limit)))
 
     async def tidy(self, moment: Moment) -> None:
         """Notice what other programs did, clear the log of what was erased, and mend the clock's.
@@ -201,23 +187,22 @@ class SQLiteStore:
         brought back to the clock once it has been seen ahead for a whole timeout of uptime, so that
         a clock that was wrong for a while has changed nothing.
         """
-        data_version: int = await self._writes.submit(_Tidy())
+        data_version = await self._writes.submit(Chore(_tidy))
         if data_version != self._data_version:
             self._data_version = data_version
             self._listener.forget()
-        if not await self._lists.submit(IsAhead(moment)):
+        if not await self._lists.submit(Read(reader.is_ahead, (moment,))):
             self._ahead_since = None
         elif self._ahead_since is None:
             self._ahead_since = self._uptime()
         elif (self._uptime() - self._ahead_since) * 1_000_000 >= moment.expiry.timeout:
-            while await self._writes.submit(BringBack(moment, CHUNK)) == CHUNK:
+            bring_back = Write(operations.bring_back, (moment, CHUNK), durable=False)
+            while await self._writes.submit(bring_back) == CHUNK:
                 pass
-            self._ahead_since = None
 
     async def load(self, session_id: str) -> Record | None:
         """Return a session, whatever its status."""
-        record: Record | None = await self._loads.submit(Load(session_id))
-        return record
+        return await self._loads.submit(Load(session_id))
 
     async def list_active(
         self, moment: Moment, child_id: str | None, after: tuple[int, str] | None, limit: int | None
@@ -248,12 +233,10 @@ class SQLiteStore:
 
     async def count(self, moment: Moment) -> Counts:
         """Count the sessions."""
-        counts: Counts = await self._lists.submit(Count(moment))
-        return counts
+        return await self._lists.submit(Read(reader.count, (moment,)))
 
     async def _select(self, query: str, parameters: dict[str, Any]) -> list[Record]:
-        records: list[Record] = await self._lists.submit(Select(query, parameters))
-        return records
+        return await self._lists.submit(Read(reader.select, (query, parameters)))
 
     async def _connect(self, path: str, now: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -284,7 +267,7 @@ class SQLiteStore:
         )
         if self._is_given_up:
             self._writes.hurry(0)
-        self._data_version = await self._writes.submit(_Preparation(path, now))
+        self._data_version = await self._writes.submit(Chore(_prepare, (path, now)))
         self.versions = self._sidecar.versions
         loading = listing = writing
         if not in_memory:
@@ -359,37 +342,25 @@ class SQLiteStore:
         self._listener.forget()
 
 
-@dataclass(slots=True)
-class _Preparation(Chore):
-    """Brings a file to today's schema and settings; tells its data version."""
-
-    path: str
-    now: int
-
-    def run(self, connection: sqlite3.Connection) -> int:
-        connection.execute(queries.SET_SECURE_DELETE)
-        connection.execute(queries.SET_PAGE_SIZE)
-        schema.migrate(connection, self.path, self.now)
-        set_up_writer(connection)
-        return _data_version(connection)
+def _prepare(connection: sqlite3.Connection, path: str, now: int) -> int:
+    """Bring a file to today's schema and settings; return its data version."""
+    connection.execute(queries.SET_SECURE_DELETE)
+    connection.execute(queries.SET_PAGE_SIZE)
+    schema.migrate(connection, path, now)
+    set_up_writer(connection)
+    return _data_version(connection)
 
 
-@dataclass(slots=True)
-class _Tidy(Chore):
-    """Takes what was erased out of the log, too; tells the data version."""
-
-    def run(self, connection: sqlite3.Connection) -> int:
-        _empty_log(connection)
-        return _data_version(connection)
+def _tidy(connection: sqlite3.Connection) -> int:
+    """Take what was erased out of the log, too; return the data version."""
+    _empty_log(connection)
+    return _data_version(connection)
 
 
-@dataclass(slots=True)
-class _Farewell(Chore):
-    """Takes what was erased out of the log, and closes, while nobody else can be writing."""
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        _empty_log(connection)
-        connection.close()
+def _take_leave(connection: sqlite3.Connection) -> None:
+    """Take what was erased out of the log, and close, while nobody else can be writing."""
+    _empty_log(connection)
+    connection.close()
 
 
 def _resolve(database: str) -> str:

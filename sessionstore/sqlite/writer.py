@@ -11,17 +11,57 @@ All of it runs on the connection's thread.
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..errors import SessionStoreError, StorageError
 from ..expiry import Expiry
+from ..session import Record
 from . import queries
-from .connection import SQLITE_ERRORS, is_of_the_store, unless_busy
-from .lane import Call, Done, Wait, failed
-from .operations import Activity, Changes, Chore, Create, Edit, create_all, touch_all
+from .connection import is_of_the_store, unless_busy
+from .lane import Call, Done, Operation, Wait, failed
+from .operations import Activity, Changes, create_all, touch_all
 from .sidecar import Sidecar, identity_at
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Create(Operation[None]):
+    """Asks for a new session."""
+
+    record: Record
+    durable = True
+
+
+@dataclass(slots=True)
+class Touch(Operation[bool]):
+    """Asks for a touch of a session."""
+
+    activity: Activity
+    durable = False
+
+
+@dataclass(slots=True)
+class Write(Operation[Result]):
+    """Asks for what a function does in a transaction with others."""
+
+    apply: Callable[..., Result | Exception]  # of the connection, the changes and the arguments
+    arguments: tuple[Any, ...]
+    durable: bool = True  # whether it must survive a power cut, and not only a crash
+
+
+@dataclass(slots=True)
+class Chore(Operation[Result]):
+    """Asks for what a function does under the lock, but outside of a transaction and alone.
+
+    It is run again if another program's lock was in the way.
+    """
+
+    run: Callable[..., Result]  # of the connection and the arguments
+    arguments: tuple[Any, ...] = ()
 
 
 class Writer:
@@ -45,9 +85,9 @@ class Writer:
         self._on_move = on_move
         self._synchronous = ""  # the statement that was run last
 
-    def work(self, wait: Wait, calls: Sequence[Call[Any]]) -> list[Done[Any]]:
+    def work(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
         """Do what the calls of a batch ask for, and return what became of them."""
-        done: list[Done[Any]] = []
+        done: list[Done] = []
         try:
             calls = wait(calls, self._sidecar.try_lock)
             if self._sidecar.has_moved:
@@ -72,7 +112,7 @@ class Writer:
         if self._path is not None and identity_at(self._path) != self._identity:
             raise StorageError("the database was moved, deleted or replaced; open it again")
 
-    def _write(self, wait: Wait, calls: Sequence[Call[Any]], done: list[Done[Any]]) -> None:
+    def _write(self, wait: Wait, calls: Sequence[Call], done: list[Done]) -> None:
         """Commit all of the calls in one transaction, or if one of them fails, each by itself."""
         try:
             calls = self._begin(wait, calls)
@@ -87,7 +127,7 @@ class Writer:
             else:
                 done.append(failed(calls, error))
 
-    def _begin(self, wait: Wait, calls: Sequence[Call[Any]]) -> Sequence[Call[Any]]:
+    def _begin(self, wait: Wait, calls: Sequence[Call]) -> Sequence[Call]:
         durable = any(call.operation.durable for call in calls)
         wanted = queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL
         if wanted != self._synchronous:
@@ -96,7 +136,7 @@ class Writer:
             self._synchronous = wanted
         return wait(calls, unless_busy(lambda: self._connection.execute(queries.BEGIN_WRITE)))
 
-    def _commit(self, calls: Sequence[Call[Any]]) -> Done[Any]:
+    def _commit(self, calls: Sequence[Call]) -> Done:
         changes = Changes()
         outcomes = _apply(self._connection, calls, changes)
         ids = changes.ids()
@@ -117,12 +157,12 @@ class Writer:
             except sqlite3.Error:  # the next BEGIN will fail, and tell its callers
                 logger.exception("a transaction could not be rolled back")
 
-    def _run(self, wait: Wait, call: Call[Any]) -> Done[Any]:
+    def _run(self, wait: Wait, call: Call) -> Done:
         """Run a chore, again while another program's lock is in the way."""
         results: list[object] = []
 
         def run() -> None:
-            results.append(call.operation.run(self._connection))
+            results.append(call.operation.run(self._connection, *call.operation.arguments))
 
         try:
             waiting = wait([call], unless_busy(run))
@@ -132,34 +172,23 @@ class Writer:
 
 
 def _apply(
-    connection: sqlite3.Connection, calls: Sequence[Call[Any]], changes: Changes
-) -> list[tuple[Call[Any], object]]:
+    connection: sqlite3.Connection, calls: Sequence[Call], changes: Changes
+) -> list[tuple[Call, object]]:
     """Do what the calls ask for, those of a kind together; return the result of each."""
-    outcomes: list[tuple[Call[Any], object]] = []
-    creates: list[Call[Create]] = []
-    touches: dict[Expiry, list[Call[Activity]]] = {}
-    others: list[Call[Any]] = []
-    for call in calls:
-        operation = call.operation
-        if isinstance(operation, Create):
-            creates.append(call)
-        elif isinstance(operation, Activity):
-            touches.setdefault(operation.moment.expiry, []).append(call)
-        else:
-            others.append(call)
+    outcomes: list[tuple[Call, object]] = []
+    creates = [call for call in calls if isinstance(call.operation, Create)]
     if creates:
-        create_all(connection, [call.operation for call in creates], changes)
+        create_all(connection, changes, [call.operation.record for call in creates])
         outcomes += [(call, None) for call in creates]
+    touches: dict[Expiry, list[Call]] = {}
+    for call in calls:
+        if isinstance(call.operation, Touch):
+            touches.setdefault(call.operation.activity.moment.expiry, []).append(call)
     for group in touches.values():
-        live = touch_all(connection, [call.operation for call in group], changes)
+        live = touch_all(connection, changes, [call.operation.activity for call in group])
         outcomes += zip(group, live, strict=True)
-    for call in others:
-        try:
-            outcomes.append((call, call.operation.apply(connection, changes)))
-        except SQLITE_ERRORS:
-            raise
-        except Exception as refusal:
-            if not isinstance(call.operation, Edit):
-                raise  # it has written what it then could not read
-            outcomes.append((call, refusal))  # of the root's own function: nothing was written
+    for call in calls:
+        if isinstance(call.operation, Write):
+            write = call.operation
+            outcomes.append((call, write.apply(connection, changes, *write.arguments)))
     return outcomes
