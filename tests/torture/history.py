@@ -6,9 +6,9 @@ sessions. The window moves with the machine's monotonic clock, so that all go on
 sessions in it have ended. Each call leaves a record before it begins and one after it has returned,
 written at once, so that they survive SIGKILL. Sessions never time out: the timeout is a day.
 
-The checker sorts the calls of each session by time, and asks nothing of calls that overlap. Where
-one began after another had returned, it must see at least what that one did or saw. A call that was
-invoked and never returned, its process having been killed, may have happened or not.
+The checker sorts the calls of each session by time, and asks nothing of calls that overlap. A call
+that began after another one had returned must see at least what that one did or saw. A call that
+was invoked and never returned, since its process was killed, may have happened or not.
 
 By hand: `python -m tests.torture.history run --help`.
 """
@@ -31,13 +31,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
+from zlib import crc32
 
-from sessionstore import SessionManager, reader, store
-from sessionstore.session import Row
-from sessionstore.sqlite.sidecar import Coherence
-from sessionstore.sqlite.writer import Change, Commit
+from sessionstore import SessionManager
+from sessionstore.cache import Cache, Entry, Ticket
+from sessionstore.session import Record
+from sessionstore.sqlite import reader
+from sessionstore.sqlite.sidecar import SLOTS, Sidecar
+from sessionstore.store import Commit
 
 ROOT = Path(__file__).parents[2]
 DAY = 86_400.0
@@ -191,62 +193,50 @@ def work(plan: Path, log_path: Path) -> None:
 def serve_without_check() -> None:
     """Serve whatever is cached."""
 
-    class Anything:
-        def __getitem__(self, slot: int) -> Self:
-            return self
+    def get_anything(self: Cache, session_id: str) -> Entry | None:
+        return self._entries.get(session_id)
 
-        def __eq__(self, other: object) -> bool:
-            return True
-
-        __hash__ = None  # type: ignore[assignment]  # equal to all
-
-    make = reader.Reader.__init__
-
-    def make_trusting(self: reader.Reader, *arguments: Any) -> None:
-        make(self, *arguments)
-        rows, _, *others = self.hot
-        self.hot = (rows, SimpleNamespace(words=Anything()), *others)  # type: ignore[assignment]
-
-    reader.Reader.__init__ = make_trusting  # type: ignore[method-assign, assignment]
+    Cache.get = get_anything  # type: ignore[method-assign]
 
 
 def note_late() -> None:
-    """Note the words a little after the SELECT. All that is cached comes from one."""
-    select, as_cached = store.select_sessions, reader.Reader._as_cached
+    """Note the version a little after the SELECT. All that is cached comes from one."""
+    load, keep = reader.load, Cache.keep
 
-    def select_slowly(connection: sqlite3.Connection, session_ids: list[str]) -> list[Row]:
-        rows = select(connection, session_ids)
+    def load_slowly(*arguments: Any) -> Any:
+        done = load(*arguments)
         time.sleep(0.002)
-        return rows
+        return done
 
-    def as_cached_late(self: reader.Reader, row: Row, slot: int, word: int) -> reader.CachedRow:
-        return as_cached(self, row, slot, self._coherence.word(slot))
+    def keep_late(self: Cache, record: Record, _: Ticket | None) -> None:
+        keep(self, record, self.ticket(record.id))
 
-    def keep_nothing(self: reader.Reader, commit: Commit) -> None:
-        for change in commit.results:
-            if isinstance(change, Change):
-                for row in change.rows:
-                    self._cache.pop(row.id, None)
+    def keep_nothing(self: Cache, commit: Commit) -> None:
+        for session_id in commit.versions_before:
+            self._entries.pop(session_id, None)
 
-    store.select_sessions = select_slowly
-    reader.Reader._as_cached = as_cached_late  # type: ignore[method-assign]
-    reader.Reader.remember = keep_nothing  # type: ignore[method-assign]
+    reader.load = load_slowly
+    Cache.keep = keep_late  # type: ignore[method-assign]
+    Cache.on_commit = keep_nothing  # type: ignore[method-assign]
 
 
 def set_late() -> None:
     """Mark nothing before COMMIT; set the slots only a while after it."""
-    begin, settle = Coherence.begin, Coherence.settle
+    mark, settle = Sidecar.mark, Sidecar.settle
 
-    def begin_unmarked(self: Coherence, slots: Iterable[int]) -> dict[int, int]:
-        begin(self, ())
-        return {slot: self.words[slot] for slot in slots}
+    def mark_nothing(self: Sidecar, session_ids: Iterable[str]) -> dict[str, int]:
+        slots = {id_: crc32(id_.encode()) % SLOTS for id_ in session_ids}
+        before = {id_: self._words[slot] for id_, slot in slots.items()}
+        mark(self, ())
+        self._marked = slots
+        return before
 
-    def settle_late(self: Coherence, slots: Iterable[int]) -> int:
+    def settle_late(self: Sidecar) -> int:
         time.sleep(0.03)
-        return settle(self, slots)
+        return settle(self)
 
-    Coherence.begin = begin_unmarked  # type: ignore[method-assign]
-    Coherence.settle = settle_late  # type: ignore[method-assign]
+    Sidecar.mark = mark_nothing  # type: ignore[method-assign]
+    Sidecar.settle = settle_late  # type: ignore[method-assign]
 
 
 BREAKS = {"no check": serve_without_check, "noted late": note_late, "set late": set_late}
@@ -259,7 +249,7 @@ class Call(NamedTuple):
     session: int
     operation: int
     begin: int  # nanoseconds
-    end: int  # NEVER, where it is in doubt
+    end: int  # NEVER if it is in doubt
     result: int = 1  # a status for GET, a truth value for a write
     seen: int = 0  # the count, for a GET
 
