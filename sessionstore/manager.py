@@ -32,15 +32,7 @@ from .cache import Cache
 from .endings import Endings, OnEnd
 from .errors import InvalidArgumentError, StoreClosedError
 from .expiry import Expiry, Moment, read_clock
-from .session import (
-    Record,
-    Session,
-    SessionStats,
-    SessionStatus,
-    decode_object,
-    new_id,
-    short_id,
-)
+from .session import Record, Session, SessionStats, SessionStatus, decode_object, new_id, short_id
 from .store import Commit, Store, make_store
 from .sweeper import Sweeper, purge_all, time_out_all
 
@@ -321,11 +313,7 @@ class SessionManager:
         return checked_id is not None and await self._store.erase(checked_id)
 
     async def get_active_sessions(
-        self,
-        child_id: str | None = None,
-        *,
-        limit: int | None = None,
-        after: Session | None = None,
+        self, child_id: str | None = None, *, limit: int | None = None, after: Session | None = None
     ) -> list[Session]:
         """Return the active sessions, of a child or of all, in the order in which they started.
 

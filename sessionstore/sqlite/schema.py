@@ -35,9 +35,7 @@ def _read_migrations() -> list[Migration]:
     folder = files(__package__) / "migrations"
     return sorted(
         Migration(
-            int(entry.name.split("_")[0]),
-            entry.name.removesuffix(".sql"),
-            entry.read_text("utf-8"),
+            int(entry.name.split("_")[0]), entry.name.removesuffix(".sql"), entry.read_text("utf-8")
         )
         for entry in folder.iterdir()
         if entry.name.endswith(".sql")

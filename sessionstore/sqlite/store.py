@@ -253,10 +253,7 @@ class SQLiteStore:
         self._sidecar = Sidecar(None if in_memory else path)
         guard = Guard(self._loop)
         writer = Writer(
-            writing.sqlite,
-            None if in_memory else path,
-            self._sidecar,
-            on_move=self._move,
+            writing.sqlite, None if in_memory else path, self._sidecar, on_move=self._move
         )
         self._writes = Lane(
             writing,
