@@ -16,12 +16,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum kind { OPEN, WRITE, TRUNCATE, SYNC, UNLINK, RENAME, MKDIR, MAP, READ, STAT, KINDS };
+enum kind { OPEN, WRITE, TRUNCATE, SYNC, UNLINK, RENAME, MKDIR, MAP, READ, STAT, LOCK };
 
 /* What a record begins with; then come its bytes: the content, or the path, or two paths. */
 struct header {
@@ -304,6 +305,22 @@ int mkdir(const char *path, mode_t mode)
     return result;
 }
 
+/* Recorded as an open that makes the file. */
+int mknod(const char *path, mode_t mode, dev_t device)
+{
+    REAL(int, mknod, const char *, mode_t, dev_t);
+    if (!is_below(path))
+        return real_mknod(path, mode, device);
+    if (fails(OPEN))
+        return -1;
+    lock();
+    int result = real_mknod(path, mode, device);
+    if (result == 0)
+        record(OPEN, -1, O_CREAT | 1LL << 32, path, strlen(path));
+    unlock();
+    return result;
+}
+
 #define DEFINE_MAP(name)                                                                  \
     void *name(void *address, size_t length, int protection, int flags, int fd, off_t at) \
     {                                                                                     \
@@ -321,4 +338,20 @@ int stat64(const char *path, struct stat64 *status)
     if (is_below(path) && fails(STAT))
         return -1;
     return real_stat64(path, status);
+}
+
+int fstat64(int fd, struct stat64 *status)
+{
+    REAL(int, fstat64, int, struct stat64 *);
+    if (is_ours(fd) && fails(STAT))
+        return -1;
+    return real_fstat64(fd, status);
+}
+
+int flock(int fd, int operation)
+{
+    REAL(int, flock, int, int);
+    if (is_ours(fd) && (operation & LOCK_EX) && fails(LOCK))
+        return -1;
+    return real_flock(fd, operation);
 }

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import pytest
 
 SOURCE = Path(__file__).with_name("disk.c")
+ROOT = SOURCE.parents[2]
 SECTOR = 512  # bytes
 MAPPED = ("-shm", "-lock")  # changed through memory, which nobody records: they may hold anything
 
@@ -53,6 +54,7 @@ class Kind(IntEnum):
     MAP = 7
     READ = 8
     STAT = 9
+    LOCK = 10
 
 
 @cache
@@ -328,7 +330,7 @@ def run(module: str, *arguments: str, watched_by: dict[str, str]) -> str:
     """Run a module of the tests in a process that is watched, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        cwd=SOURCE.parents[1],
+        cwd=ROOT,
         env=watched_by,
         capture_output=True,
         text=True,

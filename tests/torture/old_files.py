@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sessionstore.sqlite import queries
-from sessionstore.sqlite.schema import MIGRATIONS
+from sessionstore.sqlite.schema import MIGRATIONS, Migration
 
 CHILD = "found"  # who owns all that is in the files
 APPLIED_AT = "2023-11-14 22:00:00.000000"
@@ -43,14 +43,20 @@ def make_release(last_migration: int, path: Path, rows: int, time: str) -> None:
         connection.execute(queries.SET_JOURNAL_WAL)
         connection.executescript(queries.CREATE_MIGRATIONS)
         for migration in MIGRATIONS[:last_migration]:
-            connection.executescript(migration.script)
-            row = {"version": migration.version, "name": migration.name, "applied_at": APPLIED_AT}
-            connection.execute(queries.INSERT_MIGRATION, row)
+            apply(connection, migration, APPLIED_AT)
         insert = """INSERT INTO sessions (id, child_id, started_at, last_activity, data)
                     VALUES (?, ?, ?, ?, ?)"""
         values = [(OLD_ID(n), CHILD, time, time, f'{{"n": {n}}}') for n in range(rows)]
         connection.executemany(insert, values)
         connection.commit()
+
+
+def apply(connection: sqlite3.Connection, migration: Migration, applied_at: str) -> None:
+    """Apply one migration, and note it."""
+    connection.executescript(migration.script)
+    row = {"version": migration.version, "name": migration.name, "applied_at": applied_at}
+    connection.execute(queries.INSERT_MIGRATION, row)
+    connection.commit()
 
 
 def make_predecessors(journal_mode: str, path: Path, rows: int, time: str) -> None:
@@ -65,10 +71,7 @@ def make_predecessors(journal_mode: str, path: Path, rows: int, time: str) -> No
         connection.commit()
 
 
-RELEASES: dict[str, Maker] = {
-    "0.1.0": partial(make_release, 1),
-    "0.4.1": partial(make_release, 2),
-}
+RELEASES: dict[str, Maker] = {"0.1.0": partial(make_release, 1), "0.4.1": partial(make_release, 2)}
 PREDECESSORS: dict[str, Maker] = {
     "predecessor": partial(make_predecessors, "DELETE"),
     "predecessor in WAL": partial(make_predecessors, "WAL"),

@@ -2,9 +2,13 @@
 """A store on a watched disk, power cuts in the middle of its life, and what must be left then.
 
 The store lives in a process of its own. It says what it does in a file on the same disk, so that
-one record has, in one order, the calls to the disk, the commits with a digest of the whole table,
-and what was acknowledged to whom. After a cut at any point of the record the table must be as some
-commit left it, and no commit may be missing that was acknowledged and is durable by our promise.
+one record has, in one order, the calls to the disk, the commits with a digest of all sessions, and
+what was acknowledged to whom. After a cut at any point of the record the sessions must be as some
+commit left them, and no commit may be missing that was acknowledged and is durable by our promise.
+
+What a commit did is what the store tells its listener: the digest is of the records that add up
+from that, and is compared with the rows of the file. So it is checked, too, that nothing is told
+that was not done, and nothing done that was not told.
 """
 
 import asyncio
@@ -17,7 +21,6 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -25,36 +28,25 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from sessionstore import SessionManager, files, migrations, queries, writer
-from sessionstore.sqlite.jobs import Turn
-from sessionstore.sqlite.sidecar import Coherence
-from sessionstore.sqlite.writer import Commit
+from sessionstore import SessionManager
+from sessionstore.session import Record as SessionRecord
+from sessionstore.sqlite import SQLiteStore, queries, rows, schema
+from sessionstore.sqlite import connection as connecting
+from sessionstore.store import Commit, Listener
 
 from ..conftest import FakeClock
 from .disk import Disk, Fate, Kind, Record, environment, read_log, run
 
 MARKS = "marks"
 DATABASE = Path("new", "folder", "sessions.db")
-EMPTY = "empty"  # the digest of a table without rows, and of no table
-DURABLE = {
-    "insert_session",
-    "merge_session",
-    "end_session",
-    "delete_session",
-    "purge_sessions",
-}
-ALL_AT_ONCE = {"time_out_sessions", "purge_sessions"}
+EMPTY = "empty"  # the digest of no sessions
+AHEAD = 3  # commits that may be in the file before the event loop has heard of them
+DURABLE = {"active", "ended", "error", "erased"}  # what a session may become, but for timed out
 
-SELECT_ALL = "SELECT * FROM sessions ORDER BY id"
-SELECT_MISCOUNTED = """
-SELECT day, status, sum(sessions) FROM (
-    SELECT day, status, sessions FROM sessionstore_counts
-    UNION ALL
-    SELECT substr(started_at, 1, 10), status, -1 FROM sessions)
- GROUP BY day, status
-HAVING sum(sessions) <> 0
+SELECT_ALL = """
+SELECT id, child_id, status, started_at, ended_at, last_activity, data, metadata, interaction_count
+  FROM sessions
 """
 
 
@@ -86,46 +78,64 @@ class Marks:
         os.write(self._descriptor, f"{json.dumps({'what': what, **fields})}\n".encode())
 
 
-def digest(connection: sqlite3.Connection) -> str:
-    """Return a short text for the whole contents of the table."""
-    rows = connection.execute(SELECT_ALL).fetchall()
-    return hashlib.blake2b(repr(rows).encode(), digest_size=8).hexdigest() if rows else EMPTY
+def digest(records: Iterable[SessionRecord]) -> str:
+    """Return a short text for sessions, whatever their order and the layout of their JSON."""
+    plain = sorted(
+        [*record[:6], json.loads(record.data), json.loads(record.metadata), *record[8:]]
+        for record in records
+    )
+    return hashlib.blake2b(repr(plain).encode(), digest_size=8).hexdigest() if plain else EMPTY
 
 
-def mark_commits(marks: Marks) -> None:
-    """Have the writer say what it commits, before and after."""
-    for name in ("_commit_at_once", "_commit_together"):
-        setattr(writer, name, _saying(marks, getattr(writer, name)))
+def digest_of_file(connection: sqlite3.Connection) -> str:
+    """Return the same for the sessions of a file."""
+    return digest(map(rows.from_row, connection.execute(SELECT_ALL)))
 
 
-def _saying(marks: Marks, commit_operations: Callable[..., Commit]) -> Callable[..., Commit]:
-    def commit_and_say(
-        connection: sqlite3.Connection,
-        turn: Turn,
-        operations: list[writer.Operation],
-        coherence: Coherence,
-    ) -> Commit:
-        marks.say("begin")
-        commit = commit_operations(connection, turn, operations, coherence)
-        if not any(commit.results):
-            return commit
-        done = [
-            [apply.__name__, None if apply.__name__ in ALL_AT_ONCE else _id_in(found)]
-            for (apply, found, *_), result in zip(operations, commit.results, strict=True)
-            if isinstance(result, writer.Change) and result.slots()  # it has changed something
-        ]
-        marks.say("commit", digest=digest(connection), done=done)
-        return commit
+class Telling:
+    """A listener that says what was committed before it passes that on.
 
-    return commit_and_say
+    `records` are the sessions as all commits so far have left them.
+    """
+
+    def __init__(self, listener: Listener, records: dict[str, SessionRecord], marks: Marks) -> None:
+        self._listener = listener
+        self._records = records
+        self._marks = marks
+
+    def on_commit(self, commit: Commit) -> None:
+        """Add a commit to what is there, and say what has become of which session."""
+        records = self._records
+        for id_, touch in commit.touched.items():
+            before = records[id_]
+            records[id_] = before._replace(
+                last_activity=max(before.last_activity, touch.moment),
+                interaction_count=before.interaction_count + touch.times,
+            )
+        records.update((record.id, record) for record in commit.written)
+        for id_ in commit.erased:
+            records.pop(id_, None)  # it may have come in the same commit
+        became = dict.fromkeys(commit.touched, "touched")
+        became |= {record.id: record.status for record in commit.written}
+        became |= dict.fromkeys(commit.erased, "erased")
+        self._marks.say("commit", digest=digest(records.values()), became=became)
+        self._listener.on_commit(commit)
+
+    def forget(self) -> None:
+        """Pass it on."""
+        self._listener.forget()
 
 
-def _id_in(arguments: Sequence[Any]) -> str | None:
-    first = arguments[0]
-    if isinstance(first, writer.Change):
-        return first.touched
-    id_: str = getattr(first, "id", first)
-    return id_
+class TellingStore(SQLiteStore):
+    """A store that says what it commits."""
+
+    def __init__(self, path: Path, records: dict[str, SessionRecord], marks: Marks) -> None:
+        super().__init__(path)
+        self._told = records, marks
+
+    async def open(self, listener: Listener, now: int) -> None:
+        """Listen, too."""
+        await super().open(Telling(listener, *self._told), now)
 
 
 def break_synchronous(how: str) -> None:
@@ -136,21 +146,18 @@ def break_synchronous(how: str) -> None:
 
 def break_upgrades() -> None:
     """Make and upgrade a file without a sync."""
+    migrate = schema.migrate
 
-    def migrate_unsafely(connection: sqlite3.Connection, path: str, now: str) -> None:
+    def migrate_unsafely(connection: sqlite3.Connection, path: str, now: int) -> None:
         connection.execute("PRAGMA synchronous = OFF")
         migrate(connection, path, now)
 
-    migrate, migrations.migrate = migrations.migrate, migrate_unsafely
+    schema.migrate = migrate_unsafely
 
 
 def break_folders() -> None:
     """Make folders that no sync has made certain."""
-
-    def sync_nothing(folder: str) -> None:
-        pass
-
-    files._sync = sync_nothing
+    connecting._make_folder = partial(os.makedirs, exist_ok=True)
 
 
 BREAKS: dict[str, Callable[[], None]] = {
@@ -172,15 +179,20 @@ class Play:
         self._random = random.Random(life.seed)
         self._clock = FakeClock()
         self._is_quiet = life.quiet > 0  # nothing but activity
-        mark_commits(self._marks)
+        self._records: dict[str, SessionRecord] = {}
 
     async def run(self) -> None:
         """Open, live and close, several times."""
         for _ in range(self._life.lives):
-            manager = SessionManager(
-                self._path, clock=self._clock, sweep_interval=None, cache_size=20
-            )
-            async with manager as sessions, asyncio.TaskGroup() as group:
+            async with (
+                SessionManager(
+                    TellingStore(self._path, self._records, self._marks),
+                    clock=self._clock,
+                    sweep_interval=None,
+                    cache_size=20,
+                ) as sessions,
+                asyncio.TaskGroup() as group,
+            ):
                 workers = [
                     group.create_task(self._work(sessions, f"child {number}"))
                     for number in range(self._life.tasks)
@@ -192,20 +204,20 @@ class Play:
             id_ = await sessions.create_session(
                 child, {"text": "x" * self._random.randrange(3_000)}
             )
-            self._acknowledge("insert_session", id_)
+            self._acknowledge(id_, "active")
             for step in range(self._random.randrange(20)):
                 await self._touch(sessions, id_)
                 if step % 5 == 4 and not self._is_quiet:
                     changes = {"number": number, "step": step}
                     update = sessions.update_session(id_, changes, remove=["text"])
-                    await self._tell("merge_session", id_, update)
+                    await self._tell(id_, "active", update)
             while self._is_quiet:
                 await self._touch(sessions, id_)
             fate = self._random.random()
             if fate < 0.4:
-                await self._tell("end_session", id_, sessions.end_session(id_, "logout"))
+                await self._tell(id_, "ended", sessions.end_session(id_, "logout"))
             elif fate < 0.6:
-                await self._tell("delete_session", id_, sessions.delete_session(id_))
+                await self._tell(id_, "erased", sessions.delete_session(id_))
 
     async def _keep_house(
         self, sessions: SessionManager, workers: "list[asyncio.Task[None]]"
@@ -215,22 +227,23 @@ class Play:
             self._clock.turn(240)
             await asyncio.sleep(0.004)
             if await sessions.cleanup_inactive_sessions():
-                self._acknowledge("time_out_sessions", None)
+                self._acknowledge("", "timeout")
             self._is_quiet = True
             await asyncio.sleep(self._life.quiet or self._random.choice((0, 0.005, 0.02)))
             self._is_quiet = False
             if self._random.random() < 0.3 and await sessions.purge_ended_sessions(1_800):
-                self._acknowledge("purge_sessions", None)
+                self._acknowledge("", "erased")
 
     async def _touch(self, sessions: SessionManager, id_: str) -> None:
-        await self._tell("touch_session", id_, sessions.update_activity(id_))
+        await self._tell(id_, "touched", sessions.update_activity(id_))
 
-    async def _tell(self, name: str, id_: str, call: Coroutine[Any, Any, bool]) -> None:
+    async def _tell(self, id_: str, became: str, call: Coroutine[Any, Any, bool]) -> None:
         if await call:
-            self._acknowledge(name, id_)
+            self._acknowledge(id_, became)
 
-    def _acknowledge(self, name: str, id_: str | None) -> None:
-        self._marks.say("acknowledged", name=name, id=id_)
+    def _acknowledge(self, id_: str, became: str) -> None:
+        """Say what has become of a session, or of some sessions, by a call that has returned."""
+        self._marks.say("acknowledged", id=id_, became=became)
 
 
 # -- What must be left -----------------------------------------------------------------------------
@@ -278,7 +291,7 @@ class Report:
 
 
 class Witness:
-    """Knows, at each point of the record, what was begun, committed and acknowledged."""
+    """Knows, at each point of the record, what was committed and acknowledged."""
 
     def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
         """Take all lines that the process said, for the digests."""
@@ -287,27 +300,32 @@ class Witness:
         for number, found in enumerate([EMPTY, *commits]):
             self.numbers.setdefault(found, []).append(number)
         self.commits = len(commits)
-        self.begun = self.committed = 0
+        self.committed = 0
         self.acknowledged = 0
-        self._number_of: dict[tuple[str, str | None], int] = {}
+        # The last commit in which a session, or "" for some session, became something.
+        self._number_of: dict[tuple[str, str], int] = {}
         self.durable = 0  # the last commit of which a durable acknowledgement was given
         self.activity: list[tuple[int, int]] = []  # the commit and the time of each that is not
 
     def hear(self, line: dict[str, Any], time: int) -> None:
         """Take the next line."""
-        if line["what"] == "begin":
-            self.begun = self.committed + 1
-        elif line["what"] == "commit":
+        if line["what"] == "commit":
             self.committed += 1
-            for name, id_ in line["done"]:
-                self._number_of[name, id_] = self.committed
+            for id_, became in line["became"].items():
+                self._number_of[id_, became] = self._number_of["", became] = self.committed
+            return
+        self.acknowledged += 1
+        number = self._commit_of(line["id"], line["became"])
+        if line["became"] in DURABLE:
+            self.durable = max(self.durable, number)
         else:
-            self.acknowledged += 1
-            number = self._number_of[line["name"], line["id"]]
-            if line["name"] in DURABLE:
-                self.durable = max(self.durable, number)
-            else:
-                self.activity.append((number, time))
+            self.activity.append((number, time))
+
+    def _commit_of(self, id_: str, became: str) -> int:
+        if became == "touched":  # or updated in the same commit
+            found = [self._number_of.get((id_, each)) for each in ("touched", "active")]
+            return max(number for number in found if number is not None)
+        return self._number_of[id_, became]
 
     def lost_activity(self, recovered: int, now: int) -> Lost:
         """Say what the commits after the recovered one had acknowledged."""
@@ -326,26 +344,18 @@ def recover(path: Path) -> tuple[str, str]:
         return EMPTY, ""
     try:
         with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")
             problems = connection.execute("PRAGMA integrity_check").fetchall()
             if problems != [("ok",)]:
                 return EMPTY, f"integrity_check: {problems[:3]}"
             if not connection.execute(queries.SELECT_TABLES).fetchall():
                 return EMPTY, ""
-            miscounted = connection.execute(SELECT_MISCOUNTED).fetchall()
-            return digest(connection), f"counts are off: {miscounted}" if miscounted else ""
+            return digest_of_file(connection), ""
     except sqlite3.Error as error:
         return EMPTY, f"{type(error).__name__}: {error}"
 
 
 async def go_on(path: Path) -> None:
     """Use what is left: the store must open it and keep what it is given."""
-    never = "PRAGMA synchronous = OFF"  # this disk is not cut off once more
-    with patch.multiple(queries, SET_SYNCHRONOUS_FULL=never, SET_SYNCHRONOUS_NORMAL=never):
-        await _live_on(path)
-
-
-async def _live_on(path: Path) -> None:
     async with SessionManager(path, sweep_interval=None) as sessions:
         id_ = await sessions.create_session("ada")
         assert await sessions.update_activity(id_)
@@ -410,14 +420,14 @@ def cut(
 
 def _tamper(path: Path, statement: str) -> None:
     with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA synchronous = OFF")
         connection.execute(statement)
         connection.commit()
 
 
 def _look(path: Path, witness: Witness, now: int, report: Report) -> None:
     found, problem = recover(path)
-    number = max((n for n in witness.numbers.get(found, []) if n <= witness.begun), default=None)
+    latest = witness.committed + AHEAD
+    number = max((n for n in witness.numbers.get(found, []) if n <= latest), default=None)
     report.cuts += 1
     if problem:
         report.corrupt += 1
@@ -433,31 +443,34 @@ def _look(path: Path, witness: Witness, now: int, report: Report) -> None:
             asyncio.run(go_on(path))
             problem = recover(path)[1]
     if problem:
-        report.violations.append(f"cut {report.cuts}, in commit {witness.begun}: {problem}")
+        report.violations.append(f"cut {report.cuts}, after commit {witness.committed}: {problem}")
 
 
 # -- Upgrades --------------------------------------------------------------------------------------
 
 OLD = Path("sessions.db")
-NEW_ID = "00000000-0000-4000-8000-00000000abcd"
+NEW = SessionRecord(
+    id="00000000-0000-4000-8000-00000000abcd",
+    child_id="after the upgrade",
+    status="active",
+    started_at=0,
+    ended_at=None,
+    last_activity=0,
+    data="{}",
+    metadata="{}",
+    interaction_count=0,
+    end_reason=None,
+)
 
 
 async def upgrade(path: Path, say: Callable[[str], object] | None) -> None:
     """Open a file from before this release and, if there is whom to tell, add a session."""
-    async with SessionManager(path, clock=FakeClock(), sweep_interval=None) as sessions:
-        if say is None:
-            return
-        say("opened")
-        with patch.object(uuid, "uuid4", lambda: NEW_ID):
-            await sessions.create_session("after the upgrade")
-        say("created")
-
-
-def dump(path: Path) -> list[str]:
-    """Return the whole contents of a file as SQL."""
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return list(connection.iterdump())
+    store = SQLiteStore(path)
+    async with SessionManager(store, clock=FakeClock(), sweep_interval=None):
+        if say is not None:
+            say("opened")
+            await store.create(NEW)
+            say("created")
 
 
 def main() -> None:
