@@ -199,6 +199,7 @@ class SQLiteStore:
             bring_back = Write(operations.bring_back, (moment, CHUNK), durable=False)
             while await self._writes.submit(bring_back) == CHUNK:
                 pass
+            self._ahead_since = None  # what is ahead from now on is watched anew
 
     async def load(self, session_id: str) -> Record | None:
         """Return a session, whatever its status."""
