@@ -208,14 +208,14 @@ def note_late() -> None:
         time.sleep(0.002)
         return done
 
-    def keep_late(self: Cache, record: Record, _: Ticket | None) -> None:
+    def keep_late(self: Cache, record: Record, ticket: Ticket | None) -> None:
         keep(self, record, self.ticket(record.id))
 
     def keep_nothing(self: Cache, commit: Commit) -> None:
         for session_id in commit.versions_before:
             self._entries.pop(session_id, None)
 
-    reader.load = load_slowly
+    reader.load = load_slowly  # type: ignore[assignment]
     Cache.keep = keep_late  # type: ignore[method-assign]
     Cache.on_commit = keep_nothing  # type: ignore[method-assign]
 
