@@ -7,12 +7,13 @@ of a real file is tested before there is one. What is refused must be left byte 
 
 import asyncio
 import importlib
+import json
+import os
 import re
 import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +21,17 @@ from typing import Any
 import pytest
 
 import sessionstore
-from sessionstore import SchemaError, SessionManager, migrations, queries
-from sessionstore.sqlite.transactions import split_script
+from sessionstore import SchemaError, Session, StorageError
+from sessionstore.sqlite import queries
+from sessionstore.sqlite.schema import MIGRATIONS, SCHEMA, migrate
+
+from ..children import Child, Line
+from ..conftest import FakeClock
+from .tools import NOON, connect, quiet, the_session
 
 PACKAGE = Path(sessionstore.__file__).parent
 NOW = "2024-01-01 00:00:00.000000"
-VERSIONS = [migration.version for migration in migrations.load_migrations()]
+VERSIONS = [migration.version for migration in MIGRATIONS]
 
 DEVICES = """
 CREATE TABLE session_devices (
@@ -42,11 +48,6 @@ BEGIN
     DELETE FROM session_devices WHERE session_id = new.id;
 END;
 """
-
-
-def connect(path: Path) -> closing[sqlite3.Connection]:
-    """Open a file as another program would, and close it at the end of the block."""
-    return closing(sqlite3.connect(path, isolation_level=None))
 
 
 def dump(path: Path) -> list[str]:
@@ -77,17 +78,15 @@ def make_file_of_version(path: Path, version: int) -> None:
     """Make the file that the release of this migration made."""
     with connect(path) as connection:
         connection.execute(queries.CREATE_MIGRATIONS)
-        for migration in migrations.load_migrations():
-            if migration.version <= version:
-                for statement in split_script(migration.script):
-                    connection.execute(statement)
-                row = {"version": migration.version, "name": migration.name, "applied_at": NOW}
-                connection.execute(queries.INSERT_MIGRATION, row)
+        for migration in MIGRATIONS[:version]:
+            connection.executescript(migration.script)
+            row = {"version": migration.version, "name": migration.name, "applied_at": NOW}
+            connection.execute(queries.INSERT_MIGRATION, row)
 
 
 async def open_and_close(path: Path) -> None:
     """Do what makes, upgrades or refuses a file, and nothing else."""
-    async with SessionManager(path, sweep_interval=None):
+    async with quiet(path):
         pass
 
 
@@ -128,8 +127,8 @@ def later_release(
     def make(*scripts: str) -> ModuleType:
         shutil.copytree(PACKAGE, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for number, script in enumerate(scripts, start=max(VERSIONS) + 1):
-            (folder / name / "migrations" / f"{number:04}_later.sql").write_text(script)
-            with (folder / name / "schema.sql").open("a") as file:
+            (folder / name / "sqlite" / "migrations" / f"{number:04}_later.sql").write_text(script)
+            with (folder / name / "sqlite" / "schema.sql").open("a") as file:
                 file.write(script)
         monkeypatch.syspath_prepend(folder)
         return importlib.import_module(name)
@@ -149,7 +148,7 @@ def test_all_ways_lead_to_one_schema(tmp_path: Path, version: int) -> None:
     make_file_of_version(older, version)
     for path in (fresh, older):
         with connect(path) as connection:
-            migrations.migrate(connection, str(path), NOW)
+            migrate(connection, str(path), NOON)
     assert schema(older) == schema(fresh)
     assert applied(older) == applied(fresh)
     assert [version for version, _ in applied(fresh)] == VERSIONS
@@ -159,7 +158,7 @@ async def test_schema_sql_is_what_a_new_file_has(tmp_path: Path, database: Path)
     """A file that a manager made has the tables of schema.sql and the bookkeeping, and no more."""
     by_hand = tmp_path / "by hand.db"
     with connect(by_hand) as connection:
-        connection.executescript((PACKAGE / "schema.sql").read_text())
+        connection.executescript(SCHEMA)
         connection.executescript(queries.CREATE_MIGRATIONS.replace("IF NOT EXISTS ", ""))
     await open_and_close(database)
     assert schema(database) == schema(by_hand)
@@ -172,7 +171,7 @@ async def test_later_release_applies_what_a_file_lacks(
     tmp_path: Path, database: Path, later_release: Callable[..., ModuleType]
 ) -> None:
     """A file of today gets each later migration with its row, keeps its sessions, and works."""
-    async with SessionManager(database, sweep_interval=None) as sessions:
+    async with quiet(database) as sessions:
         session_id = await sessions.create_session("lina", {"topic": "stars"})
     before = applied(database)
     later: Any = later_release(DEVICES, ENDINGS)
@@ -320,7 +319,7 @@ async def test_host_project_keeps_what_is_its_own(database: Path) -> None:
     with connect(database) as connection:
         connection.executescript(HOST)
     before, host = dump(database), schema(database)
-    async with SessionManager(database, sweep_interval=None) as sessions:
+    async with quiet(database) as sessions:
         await sessions.end_session(await sessions.create_session("lina"))
     after = dump(database)
     assert [line for line in before if line not in after] == []
@@ -358,9 +357,9 @@ async def test_reopening_changes_nothing(database: Path) -> None:
 
 async def test_many_managers_open_a_new_file_at_once(tmp_path: Path) -> None:
     """Managers that open one new file at the same moment all succeed, and migrate it once."""
-    for number in range(20):
+    for number in range(5):
         path = tmp_path / f"{number}.db"
-        managers = [SessionManager(path, sweep_interval=None) for _ in range(8)]
+        managers = [quiet(path) for _ in range(8)]
         results = await asyncio.gather(
             *(manager.open() for manager in managers), return_exceptions=True
         )
@@ -376,7 +375,7 @@ async def test_opening_waits_for_another_program(database: Path) -> None:
         connection.execute("CREATE TABLE host (name TEXT)")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT INTO host VALUES ('x')")
-        manager = SessionManager(database, sweep_interval=None)
+        manager = quiet(database)
         opening = asyncio.create_task(manager.open())
         await asyncio.wait({opening}, timeout=0.05)
         waiting = not opening.done()
@@ -418,28 +417,20 @@ VALID = {
 }
 
 NOT_TIMES = [
-    "2024-02-31 10:00:00.000000",
-    "2023-02-29 10:00:00.000000",
-    "2024-01-01 24:00:00.000000",
-    "2024-01-01 10:60:00.000000",
     "2024-01-01 10:00:00",
     "2024-01-01 10:00:00.000",
     "2024-01-01 10:00:00.0000000",
-    "2024-01-01 10:00:00.00000x",
     "2024-01-01 10:00:00,000000",
     "2024-01-01T10:00:00.000000",
-    "2024-01-01 10:00:00.00000Z",
     "24-01-01 10:00:00.000000",
-    "0000-12-31 23:59:59.999999",  # before the years that Python knows
     "2024-01-01",
     "now",
     "",
     1_704_067_200,
     2_460_310.5,
-    b"2024-01-01 10:00:00.000000",
 ]
 
-NOT_OBJECTS = ["", "{", "{'a': 1}", "{a: 1}", '{"a": 1} x', "[]", "null", "1", '"text"']
+NOT_JSON = ["", "{", "{'a': 1}", "{a: 1}", '{"a": 1} x']
 
 
 def refused(constraint: str, *changes: Mapping[str, object]) -> list[Any]:
@@ -451,8 +442,6 @@ def refused(constraint: str, *changes: Mapping[str, object]) -> list[Any]:
 
 
 REFUSED = [
-    *refused("sessions_id_is_text", *({"id": id_} for id_ in ("", None, "x" * 37, b"x"))),
-    *refused("sessions_child_id_is_text", {"child_id": ""}, {"child_id": b"lina"}),
     *refused(
         "sessions_status_is_known",
         *({"status": status, "ended_at": NOW} for status in ("paused", "Ended", "ACTIVE", "")),
@@ -468,12 +457,8 @@ REFUSED = [
         *({"status": "ended", "ended_at": time} for time in NOT_TIMES),
     ),
     *refused("sessions_last_activity_is_a_time", *({"last_activity": time} for time in NOT_TIMES)),
-    *refused("sessions_data_is_a_json_object", *({"data": text} for text in NOT_OBJECTS)),
-    *refused("sessions_metadata_is_a_json_object", *({"metadata": text} for text in NOT_OBJECTS)),
-    *refused(
-        "sessions_interaction_count_is_a_count",
-        *({"interaction_count": count} for count in (-1, 1.5, "many")),
-    ),
+    *refused("sessions_data_is_json", *({"data": text} for text in NOT_JSON)),
+    *refused("sessions_metadata_is_json", *({"metadata": text} for text in NOT_JSON)),
 ]
 
 
@@ -482,11 +467,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connecti
     """Yield a connection to a file that has the tables of today."""
     path = tmp_path_factory.mktemp("table") / "sessions.db"
     with connect(path) as connection:
-        migrations.migrate(connection, str(path), NOW)
+        migrate(connection, str(path), NOON)
         yield connection
 
 
-def insert(connection: sqlite3.Connection, values: dict[str, object]) -> list[Any]:
+def insert(connection: sqlite3.Connection, values: Mapping[str, object]) -> list[Any]:
     """Add a row as another program would, and return the table; then take it back."""
     columns, places = ", ".join(values), ", ".join(f":{name}" for name in values)
     connection.execute("BEGIN")
@@ -500,7 +485,7 @@ def insert(connection: sqlite3.Connection, values: dict[str, object]) -> list[An
 
 
 @pytest.mark.parametrize("constraint, change", REFUSED)
-def test_constraint_refuses(
+def test_a_constraint_refuses(
     table: sqlite3.Connection, constraint: str, change: Mapping[str, object]
 ) -> None:
     """A row that breaks one rule is refused by the constraint that is named for it."""
@@ -510,13 +495,20 @@ def test_constraint_refuses(
 
 def test_every_constraint_is_tested() -> None:
     """Each constraint of schema.sql has rows above that it refuses."""
-    named = re.findall(r"CONSTRAINT (\w+)", (PACKAGE / "schema.sql").read_text())
+    named = re.findall(r"CONSTRAINT (\w+)", SCHEMA)
     assert set(named) == {parameters.values[0] for parameters in REFUSED}
+
+
+@pytest.mark.parametrize("column", ["id", "child_id", "started_at", "last_activity"])
+def test_what_every_session_has_is_not_null(table: sqlite3.Connection, column: str) -> None:
+    """A row without an id, a child or one of its two times is refused."""
+    with pytest.raises(sqlite3.IntegrityError, match="NOT NULL"):
+        insert(table, {**VALID, column: None})
 
 
 def test_defaults_make_an_active_session(table: sqlite3.Connection) -> None:
     """A row of another tool with an id, a child and two times is an active, empty session."""
-    assert insert(table, dict(VALID)) == [("active", None, "{}", "{}", 0)]
+    assert insert(table, VALID) == [("active", None, "{}", "{}", 0)]
 
 
 @pytest.mark.parametrize(
@@ -537,6 +529,193 @@ def test_constraints_accept_what_is_right(
     assert len(insert(table, {**VALID, **change})) == 1
 
 
+# The columns of the first release, by name and declared type: users open the file with other tools.
+SEED = [
+    ("id", "VARCHAR(36)"),
+    ("child_id", "VARCHAR(36)"),
+    ("status", "VARCHAR(20)"),
+    ("started_at", "DATETIME"),
+    ("ended_at", "DATETIME"),
+    ("last_activity", "DATETIME"),
+    ("data", "TEXT"),
+    ("metadata", "TEXT"),
+    ("interaction_count", "INTEGER"),
+]
+
+
+def test_the_columns_are_those_of_the_first_release(table: sqlite3.Connection) -> None:
+    """They have their names, types and order; what came later stands behind them."""
+    columns = table.execute("SELECT name, type FROM pragma_table_info('sessions')").fetchall()
+    assert columns[: len(SEED)] == SEED
+
+
+def test_sql_files_are_ascii() -> None:
+    """No encoding of the machine can make another statement of them."""
+    for migration in MIGRATIONS:
+        assert migration.script.isascii(), migration.name
+    assert SCHEMA.isascii()
+
+
+# -- Files of earlier releases ---------------------------------------------------------------------
+
+COLUMNS = (
+    "id, child_id, status, started_at, ended_at, last_activity, data, metadata, interaction_count"
+)
+EARLY, LATE = "2023-11-14 22:00:00.000000", "2023-11-14 22:10:00.250000"
+EXPIRED = "2023-11-14 22:40:00.250000"
+AHEAD = "2024-11-14 22:00:00.000000"
+
+# Rows as the releases wrote them: id, status, ended_at, last_activity, data, metadata, count.
+OLD_ROWS: list[tuple[Any, ...]] = [
+    ("a", "active", None, LATE, '{"topic":"stars"}', "{}", 3),
+    ("b", "ended", LATE, LATE, "{}", '{"end_reason":"bedtime"}', 2**40),
+    (
+        "c",
+        "timeout",
+        EXPIRED,
+        LATE,
+        '{"\u0627\u0633\u0645":"\u0644\u064a"}',
+        '{"end_reason":"timeout"}',
+        0,
+    ),
+    (
+        "d",
+        "error",
+        EARLY,
+        EARLY,
+        '{"n":-0.5,"big":9007199254740993}',
+        '{"v":1,"end_reason":"error"}',
+        1,
+    ),
+    ("e", "active", None, AHEAD, "{}", "{}", 1),
+    ("f", "active", None, EARLY, '{"s":"\\\\ \\" \\n"}', "{}", 0),
+]
+
+
+def fill_old_file(path: Path, version: int) -> list[tuple[Any, ...]]:
+    """Add sessions as the release of this migration did, and return them by its nine columns."""
+    with connect(path) as connection:
+        for id_, status, ended_at, last_activity, data, metadata, count in OLD_ROWS:
+            row = (f"{id_}-{version}", "lina", status, EARLY, ended_at, last_activity)
+            connection.execute(
+                f"INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, data, metadata, count),
+            )
+        if version == 2:
+            connection.execute("UPDATE sessions SET swept_activity = last_activity")
+            # Its background sweep marked what was ahead of the clock: the time, but for a digit.
+            mark = "UPDATE sessions SET swept_activity = substr(?, 1, 25) WHERE last_activity = ?"
+            connection.execute(mark, [LATE, AHEAD])
+        rows: list[tuple[Any, ...]] = connection.execute(
+            f"SELECT {COLUMNS} FROM sessions ORDER BY rowid"
+        ).fetchall()
+    return rows
+
+
+def fields_of(session: Session) -> tuple[Any, ...]:
+    """Return what a session shows, as the table has it."""
+
+    def text(time: Any) -> str | None:
+        return None if time is None else time.strftime("%Y-%m-%d %H:%M:%S.%f")
+
+    return (
+        session.id,
+        session.child_id,
+        str(session.status),
+        text(session.started_at),
+        text(session.ended_at),
+        text(session.last_activity),
+        session.data,
+        session.metadata,
+        session.interaction_count,
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_file_of_an_earlier_release_keeps_its_sessions(
+    database: Path, version: int
+) -> None:
+    """Whatever 0.1.0 to 0.4.1 had written is in the table afterwards, and shown by the API."""
+    make_file_of_version(database, version)
+    before = fill_old_file(database, version)
+    clock = FakeClock(1_700_000_000.0)  # 22:13:20: only the last one has been idle for 13 minutes
+    async with quiet(database, clock=clock, timeout=600) as sessions:
+        with connect(database) as connection:
+            query = f"SELECT {COLUMNS} FROM sessions ORDER BY rowid"
+            assert connection.execute(query).fetchall() == before
+        for row in before[:-1]:
+            *fields, data, metadata, count = row
+            shown = fields_of(await the_session(sessions, row[0]))
+            assert shown == (*fields, json.loads(data), json.loads(metadata), count)
+        assert await sessions.cleanup_inactive_sessions() == 1
+        assert (await the_session(sessions, before[-1][0])).status == "timeout"
+        stats = await sessions.get_session_stats()
+    assert stats["by_status"] == {"active": 2, "ended": 1, "timeout": 2, "error": 1}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_sessions_of_an_earlier_release_time_out_in_time(
+    database: Path, version: int
+) -> None:
+    """Nothing is immortal, be it ahead of the clock, marked or touched, and nothing goes early."""
+    make_file_of_version(database, version)
+    fill_old_file(database, version)
+    clock = FakeClock(1_700_000_000.0)
+    async with quiet(database, clock=clock, timeout=600) as sessions:
+        assert await sessions.update_activity(f"a-{version}")
+        clock.turn(599)
+        assert await sessions.cleanup_inactive_sessions() == 1
+        assert (await the_session(sessions, f"a-{version}")).is_active
+        clock.turn(1)
+        assert await sessions.cleanup_inactive_sessions() == 1
+        clock.now = 1_731_621_600.0 + 599  # ten minutes, less a second, after what was ahead
+        assert await sessions.cleanup_inactive_sessions() == 0
+        clock.turn(1)
+        assert await sessions.cleanup_inactive_sessions() == 1
+
+
+HOSTS_OWN = """
+CREATE TABLE notes (session_id VARCHAR(36) REFERENCES sessions (id), text TEXT);
+CREATE TABLE audit (line TEXT);
+CREATE INDEX host_sessions ON sessions (child_id, last_activity);
+CREATE INDEX idx_sessions_of_the_host ON sessions (interaction_count) WHERE interaction_count > 2;
+CREATE TRIGGER host_audit AFTER UPDATE OF status ON sessions WHEN new.status <> old.status
+BEGIN
+    INSERT INTO audit VALUES (new.id || ' is ' || new.status);
+END;
+CREATE TRIGGER note_counts AFTER INSERT ON notes
+BEGIN
+    UPDATE sessions SET interaction_count = interaction_count + 1 WHERE id = new.session_id;
+END;
+CREATE VIEW active_children AS SELECT DISTINCT child_id FROM sessions WHERE status = 'active';
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_migration_keeps_what_the_host_has_put_on_our_table(
+    database: Path, version: int
+) -> None:
+    """Its indexes, triggers, views and references are there afterwards, and do their work."""
+    make_file_of_version(database, version)
+    fill_old_file(database, version)
+    with connect(database) as connection:
+        before = set(schema(database))
+        connection.executescript(HOSTS_OWN)
+        connection.execute("INSERT INTO notes VALUES ('a', 'hello')")
+    hosts = {key: sql for key, sql in schema(database).items() if key not in before}
+    assert len(hosts) == 7
+    async with quiet(database, clock=FakeClock()) as sessions:
+        after = schema(database)
+        assert {key: after.get(key) for key in hosts} == hosts
+        assert await sessions.end_session(f"a-{version}")
+    with connect(database) as connection:
+        assert connection.execute("SELECT * FROM audit").fetchall() == [(f"a-{version} is ended",)]
+        assert connection.execute("SELECT * FROM active_children").fetchall() == [("lina",)]
+        connection.execute(f"INSERT INTO notes VALUES ('b-{version}', 'hi')")
+        query = "SELECT interaction_count FROM sessions WHERE id = ?"
+        assert connection.execute(query, [f"b-{version}"]).fetchone() == (2**40 + 1,)
+
+
 async def test_a_file_without_one_of_our_indexes_is_upgraded(tmp_path: Path) -> None:
     """Whoever has dropped an index by hand gets today's."""
     path = tmp_path / "a.db"
@@ -549,12 +728,10 @@ async def test_a_file_without_one_of_our_indexes_is_upgraded(tmp_path: Path) -> 
     assert schema(path) == schema(tmp_path / "new.db")
 
 
-@pytest.mark.parametrize("version", [0, 1])
-async def test_a_name_of_ours_that_is_taken_is_told(tmp_path: Path, version: int) -> None:
-    """Where the host project has a table of our name, the error says so, and nothing is changed."""
+async def test_a_name_of_ours_that_is_taken_is_told(tmp_path: Path) -> None:
+    """If the host project has a table of our name, the error says so, and nothing is changed."""
     path = tmp_path / "a.db"
-    if version:
-        make_file_of_version(path, version)
+    make_file_of_version(path, 1)
     with connect(path) as connection:
         connection.execute("CREATE TABLE sessionstore_counts (host TEXT)")
     before = dump(path)
@@ -563,23 +740,64 @@ async def test_a_name_of_ours_that_is_taken_is_told(tmp_path: Path, version: int
     assert dump(path) == before
 
 
-async def test_an_upgrade_keeps_rows_and_counts_them(tmp_path: Path) -> None:
-    """A file of 0.1.0 has all its sessions afterwards, of every status, and right counts."""
-    path = tmp_path / "a.db"
-    make_file_of_version(path, 1)
-    columns = "id, child_id, status, started_at, ended_at, last_activity"
-    with connect(path) as connection:
-        for number, status in enumerate(["active", "active", "ended", "timeout", "error"]):
-            ended_at = None if status == "active" else NOW
-            row = (str(number), "lina", status, NOW, ended_at, NOW)
-            connection.execute(f"INSERT INTO sessions ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
-        before = connection.execute(f"SELECT {columns} FROM sessions").fetchall()
-    await open_and_close(path)
-    with connect(path) as connection:
-        assert connection.execute(f"SELECT {columns} FROM sessions").fetchall() == before
-        counts = connection.execute("SELECT * FROM sessionstore_counts ORDER BY 2").fetchall()
-        due = connection.execute("SELECT swept_activity FROM sessions WHERE status = 'active'")
-        assert due.fetchall() == [(NOW,), (NOW,)]
-    assert [count for _, *count in counts] == [
-        *(["active", 2], ["ended", 1], ["error", 1], ["timeout", 1]),
-    ]
+async def migrate_at_a_sign(line: Line, database: Path) -> None:
+    """Open a file at the same moment as others do, and say how many sessions it has."""
+    line.say()
+    line.hear()
+    async with quiet(database) as sessions:
+        line.say(len(await sessions.list_sessions()))
+        line.hear()
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_processes_that_open_a_file_at_once_migrate_it_once(database: Path, version: int) -> None:
+    """All of them succeed, with all sessions, whichever came first."""
+    if version:
+        make_file_of_version(database, version)
+        fill_old_file(database, version)
+    children = [Child(migrate_at_a_sign, database) for _ in range(4)]
+    try:
+        for child in children:
+            child.line.hear()
+        for child in children:
+            child.line.say()
+        found = [child.line.hear() for child in children]
+        for child in children:
+            child.line.say()
+            assert child.join() == 0
+    finally:
+        for child in children:
+            child.__exit__()
+    assert found == [len(OLD_ROWS) if version else 0] * 4
+    assert [number for number, _ in applied(database)] == VERSIONS
+
+
+async def test_a_package_that_is_upgraded_on_disk_hands_out_no_new_migration(
+    database: Path, later_release: Callable[..., ModuleType]
+) -> None:
+    """A process that has imported the engine goes on with its own SQL, whatever the files say."""
+    later: Any = later_release()
+    sessions = later.SessionManager(database, sweep_interval=None)
+    folder = Path(later.__file__).parent / "sqlite"
+    (folder / "migrations" / "0099_from_the_future.sql").write_text("CREATE TABLE future (x);")
+    (folder / "schema.sql").write_text("nonsense")
+    async with sessions:
+        await sessions.create_session("lina")
+    assert [number for number, _ in applied(database)] == VERSIONS
+    await open_and_close(database)
+
+
+async def test_a_file_with_a_second_name_is_refused(tmp_path: Path, database: Path) -> None:
+    """A hard link would lead another program to another log: neither name opens, until one goes."""
+    async with quiet(database) as sessions:
+        await sessions.create_session("lina")
+    link = tmp_path / "link.db"
+    os.link(database, link)
+    before = contents(database)
+    for path in (database, link):
+        with pytest.raises(StorageError, match="second name"):
+            await open_and_close(path)
+    assert contents(database) == before
+    assert sorted(os.listdir(tmp_path)) == ["link.db", "sessions.db", "sessions.db-lock"]
+    link.unlink()
+    await open_and_close(database)
