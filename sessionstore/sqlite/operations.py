@@ -40,7 +40,14 @@ class Changes:
         self._ended: list[Record] = []
 
     def touch(self, session_id: str, times: int, moment: int) -> None:
-        """Note interactions of a session that this transaction has not written otherwise."""
+        """Note interactions of a session, which this transaction may have created."""
+        created = self._written.get(session_id)
+        if created is not None:
+            self._written[session_id] = created._replace(
+                last_activity=max(created.last_activity, moment),
+                interaction_count=created.interaction_count + times,
+            )
+            return
         before = self._touched.get(session_id)
         if before is not None:
             times, moment = before.times + times, max(before.moment, moment)
