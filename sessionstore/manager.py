@@ -368,7 +368,9 @@ class SessionManager:
         Returns their number, after on_end has returned for each. Works in short transactions of
         500, queued behind waiting callers.
         """
-        timed_out = await time_out_all(self._store, self._moment())
+        moment = self._moment()
+        timed_out = await time_out_all(self._store, moment)
+        await self._store.tidy(moment)
         await self._endings.wait(lambda record: record.status == "timeout")
         return timed_out
 

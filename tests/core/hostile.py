@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
 """What nobody should hand to a store, and what the README says of each: the oracle of its checks.
 
-`expected` says what comes back for data that is handed in, or None where it must be refused. It is
-written from the README and shares no code with the package. Values of hostile classes behave like
-their built-in ones until they are `armed`: then each of their methods acts up.
+`expected_data` says what comes back for data that is handed in, and raises RefusedError if it must
+be refused. It is written from the README and shares no code with the package. Subclasses whose
+methods lie are not among it: code that runs in the same process is no attacker.
 """
 
 import json
 import math
+import sys
 import uuid
 from collections import ChainMap, OrderedDict, UserDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from fractions import Fraction
@@ -21,149 +21,23 @@ from typing import Any, cast
 
 from hypothesis import strategies as st
 
-from sessionstore import Session
-
-Act = Callable[[Any, str], Any]
-
 LEVELS = 64
 SURROGATES = range(0xD800, 0xE000)
+DIGITS = sys.get_int_max_str_digits()  # of the largest number that Python makes a text of
 
 
 class MischiefError(Exception):
-    """What a hostile method raises."""
-
-
-class Mischief:
-    """What all hostile methods do now, and which of them were called."""
-
-    act: Act | None = None
-    called: list[str] = []  # noqa: RUF012  # there is one for all
-
-
-@contextmanager
-def armed(act: Act) -> Iterator[list[str]]:
-    """Let the hostile methods act up during the block; yield the names of those called."""
-    Mischief.called = []
-    Mischief.act = act
-    try:
-        yield Mischief.called
-    finally:
-        Mischief.act = None
-
-
-def fail(_: Any, name: str) -> Any:
-    """Raise what no library expects."""
-    raise MischiefError(name)
-
-
-def lie(_: Any, name: str) -> Any:
-    """Return what no caller of the method expects."""
-    return {"__len__": 0, "__hash__": 7, "__eq__": True, "__bool__": False}.get(name, "lie")
-
-
-def empty(self: Any, name: str) -> Any:
-    """Change the value while it is looked at."""
-    for kind in (dict, list):
-        if issubclass(type(self), kind):
-            kind.clear(self)
-    return lie(self, name)
-
-
-ACTS = [fail, lie, empty]
-
-# What a class cannot do without, and what Python itself calls at the end.
-_SPARED = {"__new__", "__init__", "__init_subclass__", "__subclasshook__", "__class__", "__del__"}
-
-
-def _hostile(base: type) -> type:
-    def method(name: str) -> Any:
-        original = getattr(base, name)
-
-        def misbehave(self: Any, *arguments: Any, **keywords: Any) -> Any:
-            if Mischief.act is None:
-                return original(self, *arguments, **keywords)
-            Mischief.called.append(name)
-            return Mischief.act(self, name)
-
-        return misbehave
-
-    names = [name for name in dir(base) if callable(getattr(base, name)) and name not in _SPARED]
-    return type(f"Hostile{base.__name__.title()}", (base,), {name: method(name) for name in names})
-
-
-HOSTILE: dict[type, Any] = {
-    kind: _hostile(kind) for kind in (dict, list, str, int, float, timedelta)
-}
-
-
-class HostileMapping(Mapping[str, Any]):
-    """A mapping that is no dict, and whose methods must be called to read it."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self._content = content
-
-    def __getitem__(self, key: str) -> Any:
-        return fail(self, "__getitem__")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content)
-
-    def __len__(self) -> int:
-        return -1
-
-
-class Endless(Mapping[str, Any]):
-    """A mapping with one more key, always."""
-
-    def __getitem__(self, key: str) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[str]:
-        return endless()
-
-    def __len__(self) -> int:
-        return 1
-
-
-def endless() -> Iterator[str]:
-    """Yield keys for ever."""
-    number = 0
-    while True:
-        yield str(number)
-        number += 1
-
-
-class Impostor:
-    """An object that claims to be of another class, or fails when it is asked."""
-
-    def __init__(self, claim: type | None) -> None:
-        self._claim = claim
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        if self._claim is None and Mischief.act is not None:
-            raise MischiefError("__class__")
-        return self._claim or Impostor
-
-
-class _HostileMeta(type):
-    @property
-    def __name__(cls) -> str:  # type: ignore[override]
-        raise MischiefError("__name__")
-
-
-class Nameless(metaclass=_HostileMeta):
-    """An object whose class does not tell its name."""
+    """What an odd object raises."""
 
 
 class Odd:
-    """An object whose every answer is a failure."""
+    """An object that cannot be shown, measured or hashed."""
 
     def _fail(self, *_: Any) -> Any:
         raise MischiefError
 
-    __index__ = __int__ = __float__ = __str__ = __repr__ = __len__ = __iter__ = __bool__ = _fail
-    __fspath__ = __eq__ = __lt__ = __le__ = __mul__ = __rmul__ = __hash__ = _fail
+    __str__ = __repr__ = __len__ = __bool__ = __index__ = __float__ = _fail
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Colour(StrEnum):
@@ -278,10 +152,6 @@ EDGES: list[Any] = [
 ]
 
 
-def _hostile_text(text: str) -> Any:
-    return HOSTILE[str](text)
-
-
 _MISFITS = _made(
     {
         "tuple": lambda: (1, 2),
@@ -291,38 +161,21 @@ _MISFITS = _made(
         "object": object,
         "class": lambda: Odd,
         "odd": Odd,
-        "nameless": Nameless,
-        "impostor": lambda: Impostor(None),
-        "no dict": lambda: Impostor(dict),
-        "no str": lambda: Impostor(str),
-        "no int": lambda: Impostor(int),
-        "no float": lambda: Impostor(float),
-        "no timedelta": lambda: Impostor(timedelta),
-        "no session": lambda: Impostor(Session),
-        "empty session": Session,
         "range": lambda: range(3),
         "timedelta": lambda: timedelta(1),
-        "mapping": lambda: HostileMapping({"a": 1}),
+        "datetime": lambda: datetime(2024, 1, 1, tzinfo=UTC),
+        "mapping": lambda: MappingProxyType({"a": 1}),
         "decimal": lambda: Decimal("sNaN"),
         "fraction": lambda: Fraction(1, 3),
         "huge": lambda: -(10**5000),
         "uuid": uuid.uuid4,
     }
 )
-_LEAVES = st.one_of(
-    st.sampled_from(EDGES),
-    TEXTS,
-    GOOD_TEXTS.map(_hostile_text),
-    st.integers(),
-    st.floats(),
-    st.integers(-(2**63), 2**63 - 1).map(HOSTILE[int]),
-    st.floats(allow_nan=False).map(HOSTILE[float]),
-)
+_LEAVES = st.one_of(st.sampled_from(EDGES), TEXTS, st.integers(), st.floats())
 _GOOD_LEAVES = st.one_of(
-    st.sampled_from([*EDGES[1:4], -0.0, 5e-324, 1e308, 2.0**63, Size.BIG, Colour.RED]),
+    st.sampled_from([*EDGES[:6], -0.0, 5e-324, 1e308, 2.0**63, 10**400, Size.BIG, Colour.RED]),
     GOOD_TEXTS,
-    GOOD_TEXTS.map(_hostile_text),
-    st.integers(-(2**63), 2**63 - 1),
+    st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
     st.booleans() | st.none(),
 )
@@ -334,16 +187,13 @@ def _containers(inner: st.SearchStrategy[Any], keys: st.SearchStrategy[Any]) -> 
     return st.one_of(
         lists,
         dicts,
-        lists.map(HOSTILE[list]),
-        dicts.map(HOSTILE[dict]),
         dicts.map(OrderedDict),
         inner.map(lambda value: [value, value]),  # shared
     )
 
 
-_GOOD_KEYS = GOOD_TEXTS | GOOD_TEXTS.map(_hostile_text)
 _GOOD_VALUES = st.recursive(
-    _GOOD_LEAVES, lambda inner: _containers(inner, _GOOD_KEYS), max_leaves=12
+    _GOOD_LEAVES, lambda inner: _containers(inner, GOOD_TEXTS), max_leaves=12
 )
 _ANY_KEYS = TEXTS | st.sampled_from([1, None, True, (), 2.5])
 _VALUES = st.recursive(
@@ -365,20 +215,16 @@ _DEPTHS = _made(
         "lists, a level more": lambda: {"a": nested(LEVELS, lambda inner: [inner])},
         "circle": _circular,
         "bottomless": lambda: nested(5_000),
-        "hostile": lambda: HOSTILE[dict](nested(LEVELS)),
-        "endless": Endless,
+        "many levels": lambda: nested(500),
     }
 )
 
-_MAPPINGS = st.dictionaries(_GOOD_KEYS, _GOOD_VALUES, max_size=6)
-# These are read through their methods, which look keys up: hostile ones would fail.
-_PLAIN_MAPPINGS = st.dictionaries(GOOD_TEXTS, _GOOD_VALUES, max_size=6)
+_MAPPINGS = st.dictionaries(GOOD_TEXTS, _GOOD_VALUES, max_size=6)
 GOOD_DATA = st.one_of(
     _MAPPINGS,
-    _MAPPINGS.map(HOSTILE[dict]),
-    _PLAIN_MAPPINGS.map(MappingProxyType),
-    _PLAIN_MAPPINGS.map(UserDict),
-    _PLAIN_MAPPINGS.map(lambda mapping: ChainMap({}, mapping)),
+    _MAPPINGS.map(MappingProxyType),
+    _MAPPINGS.map(UserDict),
+    _MAPPINGS.map(lambda mapping: ChainMap({}, mapping)),
 )
 SMALL_DATA = st.one_of(_LEAVES.map(lambda leaf: {"a": leaf}), _DEPTHS)
 DATA = st.one_of(
@@ -386,21 +232,10 @@ DATA = st.one_of(
     SMALL_DATA,
     st.dictionaries(_ANY_KEYS, _VALUES, max_size=6),
     _VALUES,
-    _MAPPINGS.filter(bool).map(HostileMapping),
 )
 
 # Anything at all, for an argument of any type.
-ANYTHING = st.one_of(
-    DATA,
-    TEXTS,
-    _LEAVES,
-    _MISFITS,
-    st.timedeltas(),
-    st.timedeltas().map(
-        lambda length: HOSTILE[timedelta](microseconds=length // timedelta.resolution)
-    ),
-    _made({"endless keys": endless}),
-)
+ANYTHING = st.one_of(DATA, TEXTS, _LEAVES, _MISFITS, st.timedeltas())
 
 
 # -- The oracle ------------------------------------------------------------------------------------
@@ -412,9 +247,9 @@ class RefusedError(Exception):
 
 def expected_text(value: object, most: int | None = None) -> str:
     """Return what a text comes back as."""
-    if str not in type(value).__mro__:
+    if not isinstance(value, str):
         raise RefusedError
-    text = "".join(chr(ord(character)) for character in str.__iter__(cast("str", value)))
+    text = "".join(value)
     if "\0" in text or any(ord(character) in SURROGATES for character in text):
         raise RefusedError
     if most is not None and not 0 < len(text) <= most:
@@ -426,11 +261,9 @@ def expected_data(value: object, max_bytes: int) -> dict[str, Any]:
     """Return what data comes back as, or raise RefusedError."""
     if value is None:
         return {}
-    if dict not in type(value).__mro__:
-        if not isinstance(value, MappingProxyType | UserDict | ChainMap):
-            raise RefusedError
-        value = dict(value)
-    plain = _expected(value, LEVELS)
+    if not isinstance(value, Mapping):
+        raise RefusedError
+    plain = _expected(dict(value), LEVELS)
     text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > max_bytes:
         raise RefusedError
@@ -438,23 +271,18 @@ def expected_data(value: object, max_bytes: int) -> dict[str, Any]:
 
 
 def _expected(value: Any, levels: int) -> Any:
-    kinds = type(value).__mro__
-    if value is None or bool in kinds:
+    if value is None or isinstance(value, bool):
         return value
-    if str in kinds:
+    if isinstance(value, str):
         return expected_text(value)
-    if int in kinds and -(2**63) <= int.__add__(value, 0) < 2**63:
-        return int.__add__(value, 0)
-    if float in kinds and math.isfinite(float.__mul__(value, 1.0)):
-        return float.__mul__(value, 1.0)
-    if levels and list in kinds:
-        return [_expected(item, levels - 1) for item in list.__iter__(value)]
-    if levels and dict in kinds:
-        pairs = [
-            (expected_text(key), _expected(item, levels - 1)) for key, item in dict.items(value)
-        ]
-        if len(dict(pairs)) == len(pairs):
-            return dict(pairs)
+    if isinstance(value, int) and abs(value) < 10**DIGITS:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if levels and isinstance(value, list):
+        return [_expected(item, levels - 1) for item in value]
+    if levels and isinstance(value, dict):
+        return {expected_text(key): _expected(item, levels - 1) for key, item in value.items()}
     raise RefusedError
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Anything at all, as any argument of any call: equal on the way back, or refused.
 
-tests/hostile.py has what is handed in, and the oracle. Each bad call is made in one breath with
-good ones, which must succeed. The controls break a check on purpose, and see the test fail.
+hostile.py has what is handed in, and the oracle. Each bad call is made in one breath with good
+ones, which must succeed. The controls break a check on purpose, and see the test fail.
 """
 
 import asyncio
@@ -11,12 +11,11 @@ import math
 import os
 import random
 import sqlite3
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,16 @@ from sessionstore import (
     InvalidArgumentError,
     Session,
     SessionManager,
-    SessionStatus,
     SessionStoreError,
     StoreBusyError,
     arguments,
     manager,
-    writer,
 )
+from sessionstore.sqlite import writer
 
-from . import hostile
 from ..conftest import FakeClock
-from .hostile import (
-    HOSTILE,
-    Handed,
-    Impostor,
-    Nameless,
-    Odd,
-    armed,
-    expected_data,
-    expected_text,
-    spelled,
-)
+from . import hostile
+from .hostile import Handed, Odd, expected_data, expected_text, spelled
 
 MOST = 4_096  # bytes of data; little, so that many texts are near it
 REFUSED = "refused"
@@ -123,10 +111,9 @@ class Stage:
 
         return self._runner.run(wait())
 
-    def attempt(self, call: Callable[[], Awaitable[Any]], act: hostile.Act = hostile.fail) -> Any:
+    def attempt(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Return a call's result, or that it was refused; good calls round it must succeed."""
-        with armed(act):
-            return self.run(self._attempt(call))
+        return self.run(self._attempt(call))
 
     async def _attempt(self, call: Callable[[], Awaitable[Any]]) -> Any:
         async def guarded() -> Any:
@@ -196,7 +183,7 @@ def examine(
 # -- Equal on the way back, or refused -------------------------------------------------------------
 
 
-def check_data(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
+def check_data(stage: Stage, name: str, value: Any) -> None:
     """Hand in data in one of four ways, and compare what comes back with the oracle."""
     try:
         expected: Any = expected_data(value, MOST)
@@ -212,7 +199,7 @@ def check_data(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
                 expected = REFUSED
     else:
         id_ = ""
-    result = stage.attempt(lambda: CALLS[name](here, id_, value), act)
+    result = stage.attempt(lambda: CALLS[name](here, id_, value))
     assert (result == REFUSED) == (expected == REFUSED), name
     if result == REFUSED:
         return
@@ -235,7 +222,7 @@ def check_data(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
 DATA_CALLS = [name for name in CALLS if "data)" in name]
 
 
-@quickly_or_long(80, 4_000)
+@quickly_or_long(40, 4_000)
 def test_data_comes_back_equal_or_is_refused(stage: Stage, examples: int) -> None:
     """From the same manager, from another one, and after the end, whatever the caller changes."""
     examine(
@@ -243,7 +230,6 @@ def test_data_comes_back_equal_or_is_refused(stage: Stage, examples: int) -> Non
         examples,
         st.sampled_from(DATA_CALLS),
         hostile.DATA | hostile.GOOD_DATA,
-        st.sampled_from(hostile.ACTS),
     )
 
 
@@ -273,16 +259,16 @@ def check_texts(stage: Stage, text: Any) -> None:
     assert stage.run(here.delete_session(id_))
 
 
-@quickly_or_long(40, 2_000)
+@quickly_or_long(15, 2_000)
 def test_texts_come_back_equal_or_are_refused(stage: Stage, examples: int) -> None:
     """A child's id and a reason are found again by the same text, and by no other."""
     examine(partial(check_texts, stage), examples, hostile.TEXTS)
 
 
-def check_anything(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
+def check_anything(stage: Stage, name: str, value: Any) -> None:
     """Hand in anything, as anything: a result of the right kind, or refused."""
     id_ = stage.run(stage.here.create_session("c"))
-    result = stage.attempt(lambda: CALLS[name](stage.here, id_, value), act)
+    result = stage.attempt(lambda: CALLS[name](stage.here, id_, value))
     assert type(result) in (str, bool, int, list, Session, type(None)), name
     stage.run(stage.here.delete_session(id_))
     if name.startswith("create_session") and result != REFUSED:
@@ -291,28 +277,30 @@ def check_anything(stage: Stage, name: str, value: Any, act: hostile.Act) -> Non
         assert result in (None, False)
 
 
-@quickly_or_long(180, 8_000)
+@quickly_or_long(80, 8_000)
 def test_anything_gives_a_result_or_is_refused(stage: Stage, examples: int) -> None:
     """No other exception, no harm to the calls beside it, and the store goes on."""
     examine(
-        partial(check_anything, stage),
-        examples,
-        st.sampled_from(sorted(CALLS)),
-        hostile.ANYTHING,
-        st.sampled_from(hostile.ACTS),
+        partial(check_anything, stage), examples, st.sampled_from(sorted(CALLS)), hostile.ANYTHING
     )
 
 
-@cache
-def _shared(text: str) -> Any:
-    return json.loads(text)
+_dicts: dict[str, dict[str, Any]] = {}
+_data: Any = Session.__dict__["data"]
+
+
+def _unchecked(name: str, value: Any, most: int) -> str:
+    return json.dumps({} if value is None else value)
+
+
+def _shared(session: Session) -> dict[str, Any]:
+    return _dicts.setdefault(session.id, _data.fget(session))
 
 
 BREAKS: dict[str, tuple[object, str, Any]] = {
-    "no check of data": (manager, "encode_object", lambda name, value, most: json.dumps(value)),
-    "NaN is let through": (arguments._Copier, "_number", lambda self, number: number),
+    "no check of data": (manager, "encode_object", _unchecked),
     "one level more": (arguments, "MAX_DEPTH", 65),
-    "shared snapshots": (Session, "data", property(lambda self: _shared(self._row.data))),
+    "shared snapshots": (Session, "data", property(_shared)),
 }
 
 
@@ -328,91 +316,22 @@ def test_the_check_of_data_can_fail(
             500,
             st.sampled_from(DATA_CALLS),
             hostile.SMALL_DATA,
-            st.just(hostile.fail),
             shrink=False,
         )
 
 
 def test_the_check_of_texts_can_fail(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child's id that is cut somewhere on its way does not come back equal."""
-    monkeypatch.setattr(manager, "check_text", lambda name, value: str(value)[:200])
-    with pytest.raises((AssertionError, SessionStoreError, UnicodeError, hostile.MischiefError)):
+    monkeypatch.setattr(manager, "check_owner", lambda value: str(value)[:200])
+    with pytest.raises((AssertionError, SessionStoreError, UnicodeError)):
         examine(partial(check_texts, stage), 1_000, hostile.TEXTS, shrink=False)
 
 
-# -- Subclasses ------------------------------------------------------------------------------------
-
-# What is read through its methods, since there is no other way: these may fail, as an argument.
-READ_BY_METHODS = {("update_session(remove)", kind) for kind in (dict, list)}
-
-
-def hostile_values(id_: str) -> dict[type, Any]:
-    """Return a value of each hostile class, some with others in them."""
-    text, items, mapping = HOSTILE[str], HOSTILE[list], HOSTILE[dict]
-    return {
-        str: text(id_),
-        int: HOSTILE[int](3),
-        float: HOSTILE[float](2.5),
-        timedelta: HOSTILE[timedelta](seconds=5),
-        list: items([text("a")]),
-        dict: mapping({text("a"): items([text("b"), HOSTILE[int](1), mapping({text("c"): None})])}),
-    }
-
-
-@pytest.mark.parametrize("act", hostile.ACTS, ids=lambda act: act.__name__)
-def test_no_method_of_a_subclass_is_called(stage: Stage, act: hostile.Act) -> None:
-    """Of each argument the built-in content counts, and what would hang or lie is never asked."""
-    calls = 0
-    for name in CALLS:
-        id_ = stage.run(stage.here.create_session("c"))
-        stage.run(stage.here.get_session(id_))
-        for kind, value in hostile_values(id_).items():
-            if (name, kind) not in READ_BY_METHODS:
-                result = stage.attempt(partial(CALLS[name], stage.here, id_, value), act)
-                # Whether something is a mapping is asked of its __class__, too.
-                allowed = {"__getattribute__"} if result == REFUSED and "data" in name else set()
-                assert set(hostile.Mischief.called) <= allowed, (name, kind)
-                calls += 1
-    assert calls == len(CALLS) * len(HOSTILE) - 2
-
-
-def test_the_hostile_methods_are_hostile(stage: Stage) -> None:
-    """A call that asks a subclass anything would have been seen."""
-    for value in hostile_values("id").values():
-        with armed(hostile.fail) as called, pytest.raises(hostile.MischiefError):
-            hash(value) if type(value).__mro__[1] in (str, int, float) else len(str(value))
-        assert called
-
-
-def test_a_subclass_is_taken_for_its_content(stage: Stage) -> None:
-    """An id, a status, a number and a length of time of a hostile class mean what is in them."""
-    here = stage.here
-    text = HOSTILE[str]
-    id_ = stage.run(here.create_session(text("c")))
-    other = stage.run(here.create_session("c"))
-    for _ in range(2):  # from the file and from memory
-        with armed(hostile.lie):
-            session = stage.run(here.get_session(text(id_)))
-            missing = stage.run(here.get_session(text("not there")))
-        assert (session.id, missing) == (id_, None)
-    with armed(hostile.lie):
-        listed = stage.run(here.list_sessions(child_id=text("c"), status=text("active")))
-        page = stage.run(here.get_active_sessions(limit=HOSTILE[int](1)))
-        ended = stage.run(here.end_sessions("c", except_id=text(id_), reason=text("error")))
-    assert {session.id for session in listed} == {id_, other}
-    assert (len(page), ended) == (1, 1)
-    assert stage.run(here.get_session(other)).status == SessionStatus.ERROR
-    with armed(hostile.fail):
-        store = SessionManager(":memory:", timeout=HOSTILE[timedelta](seconds=5))
-        other_store = SessionManager(text(":memory:"), timeout=HOSTILE[float](5))
-    assert store.session_timeout == other_store.session_timeout == timedelta(seconds=5)
-
-
 async def test_an_id_of_a_wrong_type_spares_nobody_in_silence(database: Path) -> None:
-    """A UUID object as except_id is refused, and does not end the session that it was to spare."""
+    """What is no id is refused as except_id, and does not end the session that it was to spare."""
     async with SessionManager(database, sweep_interval=None) as sessions:
         kept = await sessions.create_session("c")
-        for wrong in (uuid.UUID(kept), kept.encode(), 7, [kept], Odd(), Impostor(str)):
+        for wrong in (kept.encode(), 7, [kept], Odd()):
             with pytest.raises(InvalidArgumentError, match="except_id"):
                 await sessions.end_sessions("c", except_id=wrong)  # type: ignore[arg-type]
         assert await sessions.end_sessions("c", except_id=kept) == 0
@@ -459,53 +378,35 @@ async def test_data_may_call_back_into_the_store(database: Path) -> None:
         assert len(await sessions.get_active_sessions("inner")) == 6
 
 
-async def test_what_data_raises_is_chained_or_passed_on(database: Path) -> None:
-    """An Exception becomes ours, with itself as the cause; what ends programs passes through."""
+@pytest.mark.parametrize("error", [KeyError("k"), hostile.MischiefError(), StopEverythingError()])
+async def test_what_data_raises_is_heard_by_its_caller_only(
+    database: Path, error: BaseException
+) -> None:
+    """A mapping, or keys, that cannot be read raise what they raise, and nothing is written."""
+
+    def fail() -> Any:
+        raise error
+
+    def keys() -> Iterator[str]:
+        yield "a"
+        raise error
+
     async with SessionManager(database, sweep_interval=None) as sessions:
         id_ = await sessions.create_session("c", {"a": 1})
-
-        def fail(error: BaseException) -> Any:
-            raise error
-
-        def keys(error: BaseException) -> Iterator[str]:
-            yield "a"
-            raise error
-
-        errors = [KeyError("k"), RecursionError(), StopIteration(), UnicodeError(), MemoryError()]
-        for error in [*errors, StopAsyncIteration(), TimeoutError(), hostile.MischiefError()]:
-            for call in (
-                sessions.create_session("c", Acting(partial(fail, error))),
-                sessions.update_session(id_, Acting(partial(fail, error))),
-                sessions.update_session(id_, metadata=Acting(partial(fail, error))),
-            ):
-                with pytest.raises(InvalidArgumentError, match="could not be read") as caught:
-                    await call
-                assert caught.value.__cause__ is error
-            with pytest.raises(InvalidArgumentError, match="remove"):
-                await sessions.update_session(id_, remove=keys(error))
+        touching = asyncio.create_task(sessions.update_activity(id_))
+        await asyncio.sleep(0)
         for call in (
-            sessions.create_session("c", Acting(partial(fail, StopEverythingError()))),
-            sessions.update_session(id_, remove=keys(StopEverythingError())),
+            sessions.create_session("c", Acting(fail)),
+            sessions.update_session(id_, Acting(fail)),
+            sessions.update_session(id_, metadata=Acting(fail)),
+            sessions.update_session(id_, remove=keys()),
         ):
-            with pytest.raises(StopEverythingError):
+            with pytest.raises(type(error)):
                 await call
+        assert await touching
         session = await sessions.get_session(id_)
         assert session is not None
         assert (session.data, len(await sessions.list_sessions())) == ({"a": 1}, 1)
-
-
-async def test_what_has_no_end_is_refused(database: Path) -> None:
-    """Keys without end, and a mapping without end, are given up at the size that is allowed."""
-    async with SessionManager(database, sweep_interval=None, max_data_bytes=10_000) as sessions:
-        id_ = await sessions.create_session("c", {"5": 5})
-        with pytest.raises(InvalidArgumentError, match="more than 10000 keys"):
-            await sessions.update_session(id_, remove=hostile.endless())
-        with pytest.raises(InvalidArgumentError, match="10000 bytes"):
-            await sessions.update_session(id_, hostile.Endless())
-        assert await sessions.update_session(id_, remove=map(str, range(10_000)))
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.data == {}
 
 
 # -- Limits ----------------------------------------------------------------------------------------
@@ -586,7 +487,7 @@ async def test_a_reason_of_the_callers_own_is_data_until_the_end(database: Path)
 # -- Settings --------------------------------------------------------------------------------------
 
 
-def check_setting(stage: Stage, name: str, value: Any, act: hostile.Act) -> None:
+def check_setting(stage: Stage, name: str, value: Any) -> None:
     """Make a manager with a setting: refused, or it works. A path is only looked at."""
 
     async def live(store: SessionManager) -> None:
@@ -596,16 +497,15 @@ def check_setting(stage: Stage, name: str, value: Any, act: hostile.Act) -> None
             assert session is not None
             assert await sessions.delete_session(id_)
 
-    with armed(act):
-        try:
-            if name == "database":
-                SessionManager(value)
-                return
-            stage.run(live(SessionManager(":memory:", **{name: value})))
-        except InvalidArgumentError:
-            pass
-        except StoreBusyError:
-            assert name == "busy_timeout"
+    try:
+        if name == "database":
+            SessionManager(value)
+            return
+        stage.run(live(SessionManager(":memory:", **{name: value})))
+    except InvalidArgumentError:
+        pass
+    except StoreBusyError:
+        assert name == "busy_timeout"
 
 
 @quickly_or_long(180, 4_000)
@@ -616,7 +516,6 @@ def test_any_setting_works_or_is_refused(stage: Stage, examples: int) -> None:
         examples,
         st.sampled_from(SETTINGS),
         st.one_of(hostile.ANYTHING, st.integers(-2, 2), st.floats(1e-6, 1e12), st.timedeltas()),
-        st.sampled_from(hostile.ACTS),
     )
 
 
@@ -638,10 +537,7 @@ async def test_the_longest_and_the_shortest_times_work(database: Path, longest: 
 
 @pytest.mark.parametrize(
     "reading",
-    [
-        *("now", None, [], math.nan, math.inf, -math.inf, 1j, b"", Decimal("sNaN"), Odd()),
-        *(Decimal("1e999999"), HOSTILE[float](1.0), Nameless()),
-    ],
+    [*("now", None, [], math.nan, math.inf, -math.inf, 1j, b"", Decimal("NaN"), Odd())],
     ids=lambda reading: type(reading).__qualname__,
 )
 async def test_a_clock_that_tells_no_time_is_told_so(database: Path, reading: Any) -> None:
@@ -651,10 +547,9 @@ async def test_a_clock_that_tells_no_time_is_told_so(database: Path, reading: An
         id_ = await sessions.create_session("c")
         await sessions.get_session(id_)
         now = reading
-        with armed(hostile.fail):
-            for call in (sessions.create_session("c"), sessions.update_activity(id_)):
-                with pytest.raises(InvalidArgumentError, match="clock"):
-                    await call
+        for call in (sessions.create_session("c"), sessions.update_activity(id_)):
+            with pytest.raises(InvalidArgumentError, match="clock"):
+                await call
         now = 1e9
         assert await sessions.update_activity(id_)
 
@@ -688,7 +583,7 @@ def check_file_name(folder: Path, stage: Stage, name: str, form: str) -> None:
     assert list(folder.iterdir()) == []
 
 
-@quickly_or_long(25, 1_000)
+@quickly_or_long(8, 1_000)
 def test_any_name_of_a_file_is_taken_as_it_is(tmp_path: Path, stage: Stage, examples: int) -> None:
     """No character of a path is a parameter, a wildcard, or a statement."""
     folder = tmp_path / "folder %20#'\u202e"
@@ -705,7 +600,7 @@ def test_any_name_of_a_file_is_taken_as_it_is(tmp_path: Path, stage: Stage, exam
 
 UNFIT: list[Any] = [
     *("\ud800", "a\0b", "", "x" * 256, None, 7, b"bytes", [], {}, object(), Odd(), 10**400),
-    *(Nameless(), Impostor(str), math.nan, ("a",), HOSTILE[str]("\ud800")),
+    *(math.nan, ("a",)),
 ]
 
 
@@ -768,7 +663,7 @@ async def test_bad_input_that_reaches_a_batch_fails_nobody_elses_call(
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    monkeypatch.setattr(manager, "check_text", lambda name, value: value)
+    monkeypatch.setattr(manager, "check_owner", lambda value: value)
     async with SessionManager(database, sweep_interval=None) as sessions:
         for _ in range(rounds):
             assert await breathe(sessions, rng, 200, Exception) > 20
@@ -778,14 +673,8 @@ async def test_the_check_of_a_breath_can_fail(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the replay, what reaches a batch fails all who are in it, and the test sees that."""
-    monkeypatch.setattr(manager, "check_text", lambda name, value: value)
-
-    def commit(
-        connection: sqlite3.Connection, turn: Any, operations: Any, coherence: Any
-    ) -> list[writer.Commit]:
-        return [writer._commit_together(connection, turn, operations, coherence)]
-
-    monkeypatch.setattr(writer, "_commit_in_transaction", commit)
+    monkeypatch.setattr(manager, "check_owner", lambda value: value)
+    monkeypatch.setattr(writer, "is_of_the_store", lambda error: True)
     async with SessionManager(database, sweep_interval=None) as sessions:
         with pytest.raises(AssertionError):
             await breathe(sessions, random.Random(1), 200, Exception)
@@ -802,12 +691,7 @@ def write(database: Path, statement: str, *values: object) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [
-        '{"a":1e999}',
-        '{"a":"\\ud83d"}',
-        ' {\n "end_reason" : "mine" } \t',
-        "{ }",
-    ],
+    ['{"a":1e999}', '{"a":"\\ud83d"}', ' {\n "end_reason" : "mine" } \t', "{ }"],
     ids=range(4),
 )
 async def test_foreign_documents_are_in_nobodys_way(
@@ -816,11 +700,7 @@ async def test_foreign_documents_are_in_nobodys_way(
     """Whatever SQLite takes for JSON: its session is listed, times out and ends like others."""
     async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
         ids = [await sessions.create_session("c") for _ in range(3)]
-        try:
-            write(database, "UPDATE sessions SET data = ?, metadata = ?", document, document)
-        except sqlite3.IntegrityError:
-            assert isinstance(document, bytes)
-            pytest.skip("this version of SQLite takes no BLOB for JSON")
+        write(database, "UPDATE sessions SET data = ?, metadata = ?", document, document)
         await sessions.cleanup_inactive_sessions()  # it looks for what others have written
         assert await sessions.end_session(ids[0], "over")
         assert await sessions.update_activity(ids[1])
@@ -855,8 +735,7 @@ async def test_a_foreign_time_that_goes_on_behind_nul_is_in_nobodys_way(
             assert one is not None
             assert other is not None
             assert (one.started_at, one.last_activity) == (other.started_at, other.last_activity)
-        page = await sessions.get_active_sessions(limit=1)
-        assert len(await sessions.get_active_sessions(after=page[-1])) == 2
+        assert len(await sessions.get_active_sessions()) == 3
         assert await sessions.update_activity(ids[0])
         assert await sessions.end_session(ids[1])
         clock.turn(10_000)
