@@ -28,4 +28,4 @@ __all__ = [
     "StoreClosedError",
 ]
 
-__version__ = "0.4.1"
+__version__ = "0.5.0"
