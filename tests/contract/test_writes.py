@@ -227,11 +227,7 @@ async def test_a_session_times_out_as_of_when_it_expired(store: Store) -> None:
     for record in (idle, just_idle, aged, both, live, over):
         await store.create(record)
     assert await store.time_out(at(expiry=expiry), 10) == (4, False)
-    expected = [
-        *(expiry.timed_out(record) for record in (idle, just_idle, aged, both)),
-        live,
-        over,
-    ]
+    expected = [*(expiry.timed_out(record) for record in (idle, just_idle, aged, both)), live, over]
     assert await contents(store) == {record.id: seen(record) for record in expected}
     assert seen(await store.load(idle.id))["ended_at"] == NOW - 123_457
     assert seen(await store.load(both.id))["ended_at"] == NOW - 7
