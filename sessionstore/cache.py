@@ -15,7 +15,7 @@ from zlib import crc32
 
 from .expiry import Expiry
 from .session import Record
-from .store import Commit, Store, Touch
+from .store import Commit, Store
 
 
 class Entry(NamedTuple):
@@ -104,7 +104,7 @@ class Cache:
         for session_id, touch in commit.touched.items():
             entry = self._entries.get(session_id)
             if entry is not None and entry.version == commit.versions_before[session_id]:
-                self._put(_touched(entry.record, touch), entry.slot, commit.version)
+                self._put(entry.record.touched(*touch), entry.slot, commit.version)
 
     def forget(self) -> None:
         """Drop all entries, and keep nothing of the loads that are under way."""
@@ -119,10 +119,3 @@ class Cache:
         self._entries.move_to_end(record.id)
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
-
-
-def _touched(record: Record, touch: Touch) -> Record:
-    return record._replace(
-        last_activity=max(record.last_activity, touch.moment),
-        interaction_count=record.interaction_count + touch.times,
-    )

@@ -65,6 +65,13 @@ class Record(NamedTuple):
     interaction_count: int
     end_reason: str | None
 
+    def touched(self, times: int, moment: int) -> "Record":
+        """Return the record after so many interactions, the last one at the moment."""
+        return self._replace(
+            last_activity=max(self.last_activity, moment),
+            interaction_count=self.interaction_count + times,
+        )
+
 
 class Session:
     """An immutable snapshot of one session at the moment of the call that returned it.

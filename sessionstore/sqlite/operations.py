@@ -43,10 +43,7 @@ class Changes:
         """Note interactions of a session, which this transaction may have created."""
         created = self._written.get(session_id)
         if created is not None:
-            self._written[session_id] = created._replace(
-                last_activity=max(created.last_activity, moment),
-                interaction_count=created.interaction_count + times,
-            )
+            self._written[session_id] = created.touched(times, moment)
             return
         before = self._touched.get(session_id)
         if before is not None:
