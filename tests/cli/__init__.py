@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The tests, a file for each module and for each promise."""
+"""The command line, as a person or a script uses it."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The command line, called in this process and as a person calls it: on a pipe, on a terminal.
+"""The commands: what they print, what they do to the file, and their exit codes.
 
-A real process is needed for what it leaves behind and for signals; all else is called here.
+Most are called in this process. One of its own is for what needs it: a pipe, a terminal, a signal.
 """
 
 import asyncio
@@ -27,12 +27,14 @@ from unittest.mock import patch
 import pytest
 
 import sessionstore
-from sessionstore import SessionManager, __version__, demo
+from sessionstore import SessionManager, __version__
+from sessionstore.cli import demo
 from sessionstore.cli.main import main
 from sessionstore.cli.terminal import OneLineFormatter, table
 
 from ..conftest import FakeClock
 
+ROOT = Path(sessionstore.__file__).parents[1]
 COMMAND = [sys.executable, "-m", "sessionstore"]
 # A name that tries to break a table, to colour a terminal, and to turn the text round.
 HOSTILE = "eve\n\x1b[31m\x9b1m\u202e"
@@ -76,10 +78,9 @@ def filled(database: Path) -> Sessions:
 
 @contextmanager
 def start(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command as a process of its own that hears Ctrl-C, even where the tests do not."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(sessionstore.__file__).parents[1])}
+    """Run a command as a process of its own that hears Ctrl-C, even if the tests do not."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("environment", {})}
     environment.pop("PYTHONUNBUFFERED", None)
-    environment.update(options.pop("environment", {}))
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
@@ -108,7 +109,7 @@ def run_here(output: Output, *arguments: object) -> tuple[int, str, str]:
 
 
 def is_one_line(text: str) -> bool:
-    """Say whether a complaint is one line, and no traceback."""
+    """Return whether a complaint is one line, and no traceback."""
     return text.count("\n") == 1 and text.startswith("sessionstore: ")
 
 
@@ -315,14 +316,23 @@ def test_a_file_that_cannot_be_used_is_1(
         assert ("it is not a file" in errors) == (path not in (garbage, foreign))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data = '{\"a\": 1e999}'",
+        "data = '[]'",
+        f"data = '{{\"a\": {'[' * 990}{']' * 990}}}'",
+        "last_activity = '0000-00-00 00:00:00.000000'",
+        "child_id = x'00ff'",
+        "interaction_count = 'many'",
+    ],
+)
 def test_a_session_that_cannot_be_read_is_1(
-    database: Path, filled: Sessions, capsys: Output
+    change: str, database: Path, filled: Sessions, capsys: Output
 ) -> None:
-    """What only a foreign program can have written is one line, too."""
+    """What only a foreign program can have written is answered in one line, too."""
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(
-            "UPDATE sessions SET data = '{\"a\": 1e999}' WHERE id = ?", [filled.active]
-        )
+        connection.execute(f"UPDATE sessions SET {change} WHERE id = ?", [filled.active])
     for command in ["list"], ["show", filled.active]:
         code, output, errors = run_here(capsys, command[0], database, *command[1:], "--json")
         assert (code, output) == (1, "")
@@ -339,22 +349,20 @@ def test_a_session_that_cannot_be_read_is_1(
         "list PATH --limit -1",
         "list PATH --limit many",
         "list PATH --status asleep",
-        f"list PATH --child {'x' * 256}",
         "list :memory:",
+        "list sqlite:///:memory:",
+        "list sqlite://",
+        "list sqlite:///PATH?mode=ro",
         "list sqlite://host/path",
-        "stats PATH --timeout 0",
-        "stats PATH --timeout -1",
-        "stats PATH --timeout nan",
-        "stats PATH --timeout 1e300",
+        "list postgresql:///PATH",
         "stats PATH --timeout soon",
-        f"end PATH x --reason {'x' * 256}",
         "demo --sessions 0",
         "demo --sessions some",
         "demo --database :memory:",
     ],
 )
 def test_wrong_usage_is_2(arguments: str, database: Path, capsys: Output) -> None:
-    """What was typed wrongly is told apart from what is not there, and nothing is made."""
+    """What was typed wrongly is told apart from what is not there, and no file is made."""
     words = arguments.replace("PATH", str(database)).split()
     code, output, errors = run_here(capsys, *words)
     assert (code, output) == (2, "")
@@ -363,9 +371,31 @@ def test_wrong_usage_is_2(arguments: str, database: Path, capsys: Output) -> Non
     assert not database.exists()
 
 
-def test_a_child_without_a_name_is_wrong_usage(database: Path, capsys: Output) -> None:
-    """An empty id is refused, and not taken for no filter."""
-    assert run_here(capsys, "list", database, "--child", "")[0] == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stats", "--timeout", "0"],
+        ["stats", "--timeout", "-1"],
+        ["stats", "--timeout", "nan"],
+        ["stats", "--timeout", "1e300"],
+        ["list", "--child", ""],
+        ["list", "--child", "x" * 256],
+        ["end", "ACTIVE", "--reason", ""],
+        ["end", "ACTIVE", "--reason", "x" * 256],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:20],
+)
+def test_what_the_library_refuses_is_2(
+    arguments: list[str], database: Path, filled: Sessions, capsys: Output
+) -> None:
+    """An argument that only the library knows to be wrong is one line, and changes nothing."""
+    command, *options = [word.replace("ACTIVE", filled.active) for word in arguments]
+    code, output, errors = run_here(capsys, command, database, *options)
+    assert (code, output) == (2, "")
+    assert is_one_line(errors)
+    assert "must" in errors
+    _, listed, _ = run_here(capsys, "list", database, "--status", "active")
+    assert filled.active in listed
 
 
 def test_what_was_typed_commands_no_terminal(database: Path, capsys: Output) -> None:
@@ -379,7 +409,8 @@ def test_help_and_version_are_0(capsys: Output) -> None:
     """Both are answers, and not errors."""
     code, output, errors = run_here(capsys, "--help")
     assert (code, errors) == (0, "")
-    assert all(f"\n    {name} " in output for name in ("demo", "stats", "list", "show", "end"))
+    commands = ("demo", "stats", "list", "show", "end", "cleanup")
+    assert all(f"\n    {name} " in output for name in commands)
     assert run_here(capsys, "--version") == (0, f"sessionstore {__version__}\n", "")
 
 
@@ -390,7 +421,7 @@ def test_a_url_names_the_file(database: Path, filled: Sessions, capsys: Output) 
 
 
 def test_an_output_in_ascii_gets_escapes(database: Path, filled: Sessions) -> None:
-    """An encoding without the letters costs the letters, not the output; JSON stays the same."""
+    """An encoding that lacks letters costs the letters, not the output; JSON stays the same."""
     environment = {"PYTHONIOENCODING": "ascii"}
     code, output, errors = run("list", database, environment=environment)
     assert (code, errors) == (0, "")
@@ -544,21 +575,54 @@ async def test_no_demo_session_that_is_talked_in_times_out(database: Path) -> No
     assert result.stats["total_sessions"] == 200
 
 
+BY_ANOTHER = """
+import asyncio, sys
+from sessionstore import SessionManager
+
+async def main():
+    async with SessionManager(sys.argv[1], timeout=1, sweep_interval=None) as sessions:
+        for session in await sessions.list_sessions(limit=2):
+            await sessions.delete_session(session.id)
+        await sessions.cleanup_inactive_sessions()
+
+asyncio.run(main())
+"""
+
+
 async def test_demo_counts_what_it_was_not_told_of(database: Path) -> None:
-    """A session that the demo's own sweeper did not end is looked up in the file."""
-    with patch.object(demo, "SWEEP_INTERVAL", 3600):
-        result = await demo.run(str(database), 10, lambda progress: None, minute=0)
+    """What another process has ended is looked up in the file; what it has deleted is missing."""
+    interfered = False
+
+    def interfere(progress: demo.Progress) -> None:
+        nonlocal interfered
+        if progress.created == 10 and not interfered:
+            interfered = True
+            command = [sys.executable, "-c", BY_ANOTHER, str(database)]
+            subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+
+    result = await demo.run(str(database), 10, interfere)
+    assert result.outcomes == {"timeout": 8}
+    assert result.missing == 2
+
+
+async def test_demo_sweeps_by_itself(database: Path) -> None:
+    """Sessions that were left alone are timed out in the file, and on_end hears of them."""
+    seen: list[demo.Progress] = []
+    result = await demo.run(str(database), 10, seen.append, minute=0.04)
     assert result.outcomes == {"ended": 6, "error": 1, "timeout": 3}
-    assert result.missing == 0
+    assert any(progress.ended for progress in seen[:-1])
+    with closing(sqlite3.connect(database)) as connection:
+        counts = connection.execute("SELECT status, count(*) FROM sessions GROUP BY status")
+        assert dict(counts.fetchall()) == result.outcomes
 
 
 async def test_the_clock_of_the_demo_never_reaches_the_present(database: Path) -> None:
-    """Its sweeper times out no session of others early, however long the conversations take."""
+    """It times out no session of others early, however long the conversations take."""
     seen: list[demo.Progress] = []
-    with patch.object(demo, "AT_ONCE", 5):
-        await demo.run(str(database), 300, seen.append, minute=0)
-    assert seen[-1].ended == 300
-    assert seen[-1].now - seen[0].now > timedelta(hours=3)  # five at once, that is
+    with patch.object(demo, "AT_ONCE", 1):
+        await demo.run(str(database), 40, seen.append, minute=0)
+    assert seen[-1].ended == 40
+    assert seen[-1].now - seen[0].now > timedelta(hours=3)  # one after the other, that is
     assert seen[-1].now < datetime.now(UTC)
 
 

@@ -12,20 +12,35 @@ import os
 import sqlite3
 import subprocess
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sessionstore import SessionManager, terminal, usage
+from sessionstore import SessionManager
+from sessionstore.cli import terminal, usage
 from sessionstore.cli.main import main
 
-from ..core import hostile
-from .test_cli import COMMAND, is_one_line
-from ..core.test_input import examine, quickly_or_long
+from .test_cli import COMMAND, ROOT, is_one_line
 
-ROOT = Path(__file__).parents[2]
+# What commands a terminal, breaks a table, or means something to SQL, to JSON or to a format.
+ESCAPES = ["\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\r", "\n", "\t", "\b", "\u202e", "\u200f"]
+FRAGMENTS = ["'", '"', "''; DROP TABLE sessions; --", "%' --", ":id", "?1", "\\", "\\u0000", "%s"]
+WORDS = [
+    "{0}",
+    "_",
+    "[]",
+    "NULL",
+    "end_reason",
+    "$.a",
+    "e\u0301",
+    "\xe9",
+    "\ufeff",
+    "\u2028",
+    "\x7f",
+]
+BROKEN = ["\0", "a\0b", "\ud800", "\udfff", "\udc80", "ok\ud83d"]
 
 
 @pytest.fixture
@@ -43,8 +58,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 id_ = await sessions.create_session(text, {text: [text]}, metadata={text: text})
                 await sessions.end_session(id_, text)
 
-            texts = [*hostile.ESCAPES, *hostile.SQL_FRAGMENTS, *filter(None, hostile.KEYS)]
-            await asyncio.gather(*map(add, texts))
+            await asyncio.gather(*map(add, [*ESCAPES, *FRAGMENTS, *WORDS]))
 
     asyncio.run(fill())
     change = "UPDATE sessions SET id = ?, child_id = ?, data = CAST(? AS TEXT) WHERE child_id = ?"
@@ -58,6 +72,11 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return database
 
 
+def is_harmless(text: str) -> bool:
+    """Return whether a terminal can bear it: lines of characters that can be printed."""
+    return text.replace("\n", "").isprintable()
+
+
 def check_command(database: Path, words: list[str]) -> None:
     """Run a command in this process, and look at all that it says."""
     output, errors = io.StringIO(), io.StringIO()
@@ -66,23 +85,25 @@ def check_command(database: Path, words: list[str]) -> None:
         code = main([word.replace("PATH", str(database)) for word in words])
     said, complaint = output.getvalue(), errors.getvalue()
     assert code in (0, 1, 2), code
-    assert hostile.is_harmless(said)
-    assert hostile.is_harmless(complaint)
+    assert is_harmless(said)
+    assert is_harmless(complaint)
     assert "Traceback" not in complaint
-    assert code != 1 or is_one_line(complaint)
-    assert code != 2 or complaint.startswith("usage: ")
+    assert code == 0 or is_one_line(complaint) or (code == 2 and complaint.startswith("usage: "))
     assert {path.name for path in {*database.parent.iterdir()} - before} <= {
         f"{database.name}{end}" for end in ("-lock", "-wal", "-shm")
     }
 
 
 TYPED = st.one_of(
-    hostile.TEXTS,
+    st.sampled_from([*ESCAPES, *FRAGMENTS, *WORDS, *BROKEN, "", "x" * 255, "x" * 256, "x" * 2**20]),
+    st.text(st.characters(), max_size=40),
     st.sampled_from(
         ["0", "-1", "1e400", "nan", "inf", "9" * 5_000, "1_0", "٣", " 1", "0x1", "1e3"]
     ),
     st.sampled_from(["--", "-", "-h", "@PATH", "--li=1", "--json=1", "PATH/", "sqlite:///PATH"]),
-    st.sampled_from(["/", "/dev/null", ".", "~", "file:PATH", "PATH\udcff", "PATH?mode=ro", "%s"]),
+    st.sampled_from(
+        ["/", "/dev/null", ".", "~", "file:PATH", "PATH\udcff", "PATH?mode=ro", "a://b"]
+    ),
 )
 OPTIONS = st.one_of(
     st.tuples(st.sampled_from(["--child", "--limit", "--status", "--timeout", "--reason"]), TYPED),
@@ -103,27 +124,43 @@ def typed(draw: st.DrawFn) -> list[str]:
     return words if draw(st.integers(0, 9)) else draw(st.permutations(words))
 
 
-@quickly_or_long(80, 4_000)
+def check_all_typed(database: Path, examples: int, *phases: Phase) -> None:
+    """Run so many commands that somebody may type."""
+
+    @settings(
+        max_examples=examples,
+        database=None,
+        phases=[Phase.generate, *phases],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(typed())
+    def check(words: list[str]) -> None:
+        check_command(database, words)
+
+    check()
+
+
+@pytest.mark.parametrize("examples", [80, pytest.param(4_000, marks=pytest.mark.torture)])
 def test_anything_can_be_typed(filled: Path, examples: int) -> None:
     """It is done, or refused in one line; the terminal is not commanded, and no file is made."""
-    examine(partial(check_command, filled), examples, typed())
+    check_all_typed(filled, examples, Phase.shrink)
 
 
 @pytest.mark.parametrize("module", [terminal, usage], ids=lambda module: module.__name__)
 def test_the_check_of_what_is_typed_can_fail(
     filled: Path, monkeypatch: pytest.MonkeyPatch, module: object
 ) -> None:
-    """Where one of the two ways to the terminal escapes nothing, the same examples fail."""
+    """If one of the two ways to the terminal escapes nothing, the same examples fail."""
     monkeypatch.setattr(module, "printable", lambda text: text)
-    with pytest.raises(AssertionError):
-        examine(partial(check_command, filled), 500, typed(), shrink=False)
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        check_all_typed(filled, 500)
 
 
 def test_every_session_of_a_hostile_file_is_shown(filled: Path) -> None:
     """In a table, in a document and as JSON, whatever another program has put there."""
     with closing(sqlite3.connect(filled)) as connection:
         ids = [id_ for (id_,) in connection.execute("SELECT id FROM sessions")]
-    assert len(ids) > 40
+    assert len(ids) == len([*ESCAPES, *FRAGMENTS, *WORDS])
     for words in (["list"], ["list", "--json"], ["stats"]):
         check_command(filled, [words[0], "PATH", *words[1:]])
     for id_ in ids:
