@@ -5,6 +5,7 @@ The only module that knows aiosqlite. What it uses of its internals (the queue o
 thread, the sqlite3 connection, the thread) is the same in all releases that are allowed.
 """
 
+import errno
 import os
 import sqlite3
 import sys
@@ -260,9 +261,15 @@ def _make_folder(folder: str) -> None:
     _make_folder(above)
     with suppress(FileExistsError):  # another process was first
         os.mkdir(folder)
-    with suppress(PermissionError):  # a folder that may be written but not read
+    try:
         descriptor = os.open(above, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        # One that may be written but not read, or a file system that syncs no folders.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
+            with suppress(OSError):
+                os.rmdir(folder)  # or else the next call would take it for certain
+            raise

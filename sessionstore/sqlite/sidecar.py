@@ -144,10 +144,12 @@ class Sidecar:
         return version
 
     def close(self) -> None:
-        """Let go of the file, and of the lock if it is held."""
+        """Let go of the file, of its mapping, and of the lock if it is held."""
         if self._descriptor >= 0:
             self.unlock()
             self._close_file()
+        self._words = memoryview(b"")
+        self.versions = self._words
 
     def disown(self) -> None:
         """Let go in a child process, without unlocking: the lock is of the file that both share."""
