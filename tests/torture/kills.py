@@ -219,13 +219,13 @@ def commit_late() -> None:
     begin = writer.Writer._begin
 
     def commit_and_begin(
-        self: writer.Writer, wait: Wait, calls: Sequence[LaneCall[Any]]
-    ) -> Sequence[LaneCall[Any]]:
+        self: writer.Writer, wait: Wait, calls: Sequence[LaneCall]
+    ) -> Sequence[LaneCall]:
         if self._connection.in_transaction:
             self._connection.execute(queries.COMMIT)
         return begin(self, wait, calls)
 
-    def acknowledge(self: writer.Writer, calls: Sequence[LaneCall[Any]]) -> Done[Any]:
+    def acknowledge(self: writer.Writer, calls: Sequence[LaneCall]) -> Done:
         return Done(writer._apply(self._connection, calls, Changes()))
 
     writer.Writer._begin = commit_and_begin  # type: ignore[method-assign]
@@ -236,16 +236,24 @@ def commit_late() -> None:
 def end_each() -> None:
     """Commit the ends of a child's sessions one by one."""
 
-    def end_alone(self: operations.EndAll, connection: sqlite3.Connection, changes: Changes) -> int:
+    def end_alone(
+        connection: sqlite3.Connection,
+        changes: Changes,
+        child_id: str,
+        moment: Moment,
+        status: str,
+        reason: str,
+        except_id: str | None,
+    ) -> int:
         select = "SELECT id FROM sessions WHERE child_id = ? AND status = 'active'"
-        ids = connection.execute(select, (self.child_id,)).fetchall()
+        ids = connection.execute(select, (child_id,)).fetchall()
         for (id_,) in ids:
-            operations.End(id_, self.moment, self.status, self.reason).apply(connection, changes)
+            operations.end(connection, changes, id_, moment, status, reason)
             connection.execute(queries.COMMIT)
             connection.execute(queries.BEGIN_WRITE)
         return len(ids)
 
-    operations.EndAll.apply = end_alone  # type: ignore[method-assign]
+    operations.end_all = end_alone
 
 
 def migrate_bit_by_bit() -> None:
