@@ -34,7 +34,7 @@ PAUSE_LATER_FROM = 0.2
 
 GUARD_INTERVAL = 0.005  # seconds: CPython's switch interval
 GUARD_HOLD = 0.001  # seconds
-GUARD_PATIENCE = 4  # intervals, while the thread waits for a lock and seldom needs the GIL
+GUARD_PATIENCE = 8  # intervals, while the thread waits for a lock and seldom needs the GIL
 
 
 Result = TypeVar("Result")
