@@ -569,10 +569,10 @@ def test_demo_in_a_place_where_it_cannot_write_is_1(tmp_path: Path, capsys: Outp
 
 async def test_no_demo_session_that_is_talked_in_times_out(database: Path) -> None:
     """The clock waits for the conversations, even where it runs without any limit."""
-    result = await demo.run(str(database), 200, lambda progress: None, minute=0)
-    assert result.outcomes == {"ended": 120, "error": 20, "timeout": 60}
+    result = await demo.run(str(database), 100, lambda progress: None, minute=0)
+    assert result.outcomes == {"ended": 60, "error": 10, "timeout": 30}
     assert result.missing == 0
-    assert result.stats["total_sessions"] == 200
+    assert result.stats["total_sessions"] == 100
 
 
 BY_ANOTHER = """
@@ -600,7 +600,8 @@ async def test_demo_counts_what_it_was_not_told_of(database: Path) -> None:
             command = [sys.executable, "-c", BY_ANOTHER, str(database)]
             subprocess.run(command, cwd=ROOT, check=True, timeout=60)
 
-    result = await demo.run(str(database), 10, interfere)
+    with patch.object(demo, "REPORT_INTERVAL", 0.005):  # often enough to be in time
+        result = await demo.run(str(database), 10, interfere, minute=0.02)
     assert result.outcomes == {"timeout": 8}
     assert result.missing == 2
 
@@ -608,7 +609,8 @@ async def test_demo_counts_what_it_was_not_told_of(database: Path) -> None:
 async def test_demo_sweeps_by_itself(database: Path) -> None:
     """Sessions that were left alone are timed out in the file, and on_end hears of them."""
     seen: list[demo.Progress] = []
-    result = await demo.run(str(database), 10, seen.append, minute=0.04)
+    with patch.object(demo, "SWEEP_INTERVAL", 0.02):
+        result = await demo.run(str(database), 10, seen.append, minute=0.02)
     assert result.outcomes == {"ended": 6, "error": 1, "timeout": 3}
     assert any(progress.ended for progress in seen[:-1])
     with closing(sqlite3.connect(database)) as connection:
@@ -620,8 +622,8 @@ async def test_the_clock_of_the_demo_never_reaches_the_present(database: Path) -
     """It times out no session of others early, however long the conversations take."""
     seen: list[demo.Progress] = []
     with patch.object(demo, "AT_ONCE", 1):
-        await demo.run(str(database), 40, seen.append, minute=0)
-    assert seen[-1].ended == 40
+        await demo.run(str(database), 20, seen.append, minute=0)
+    assert seen[-1].ended == 20
     assert seen[-1].now - seen[0].now > timedelta(hours=3)  # one after the other, that is
     assert seen[-1].now < datetime.now(UTC)
 
