@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Each test of this folder that asks for a store runs over every engine."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .engines import ENGINES, NOW, Engine, Mirror, contents
 @pytest.fixture(params=list(ENGINES))
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     """Return each engine in turn, with nothing in it."""
-    return ENGINES[request.param](tmp_path)
+    return ENGINES[request.param](tmp_path, time.monotonic)
 
 
 @pytest.fixture

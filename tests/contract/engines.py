@@ -32,20 +32,24 @@ class Engine:
     is_shared: bool  # whether several stores may be open at once, and find all after they close
 
 
-def _dict(folder: Path) -> Engine:
+Uptime = Callable[[], float]
+
+
+def _dict(folder: Path, uptime: Uptime) -> Engine:
     database = Database()
     return Engine(lambda: DictStore(database), is_shared=True)
 
 
-def _sqlite_file(folder: Path) -> Engine:
-    return Engine(lambda: SQLiteStore(folder / "sessions.db"), is_shared=True)
+def _sqlite_file(folder: Path, uptime: Uptime) -> Engine:
+    return Engine(lambda: SQLiteStore(folder / "sessions.db", uptime=uptime), is_shared=True)
 
 
-def _sqlite_memory(folder: Path) -> Engine:
-    return Engine(lambda: SQLiteStore(":memory:"), is_shared=False)
+def _sqlite_memory(folder: Path, uptime: Uptime) -> Engine:
+    return Engine(lambda: SQLiteStore(":memory:", uptime=uptime), is_shared=False)
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {
+# Each takes an empty folder, and a clock that nobody sets.
+ENGINES: dict[str, Callable[[Path, Uptime], Engine]] = {
     "dict": _dict,
     "sqlite": _sqlite_file,
     "sqlite in memory": _sqlite_memory,
