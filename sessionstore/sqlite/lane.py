@@ -192,11 +192,11 @@ class Lane:
                 if is_done or not calls:
                     return calls
                 self.is_waiting = True
-                now = time.monotonic()
-                late = [call for call in calls if min(call.deadline, self._give_up_at) <= now]
+                now, give_up_at = time.monotonic(), self._give_up_at
+                late = [call for call in calls if min(call.deadline, give_up_at) <= now]
                 if late:
                     self._post([Done([(call, _busy()) for call in late])], False)
-                    calls = [call for call in calls if call not in late]
+                    calls = [call for call in calls if min(call.deadline, give_up_at) > now]
                 is_early = now - begun < PAUSE_LATER_FROM
                 time.sleep(self._random.uniform(*(PAUSE if is_early else PAUSE_LATER)))
         finally:
