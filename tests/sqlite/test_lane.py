@@ -1,241 +1,505 @@
 # SPDX-License-Identifier: MIT
-"""Waiting that cancellation cannot tear apart, and the batching of calls."""
+"""A lane by itself: how calls are gathered into batches, on a thread that the test runs."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
-from sessionstore import StoreClosedError
-from sessionstore.sqlite.concurrency import CROWD, Batcher, Finish, finish
+from sessionstore import StorageError, StoreBusyError, StoreClosedError
+from sessionstore.sqlite.lane import (
+    BATCH_BYTES,
+    BATCH_LIMIT,
+    Call,
+    ClosedLane,
+    Done,
+    Guard,
+    Lane,
+    Operation,
+    Wait,
+)
+from sessionstore.store import Commit
+
+from .tools import longest_gap
+
+COMMIT = Commit({}, [], [], [], {}, 2)
+PATIENT = 60.0  # seconds
 
 
-class Gate:
-    """Runs batches of numbers, each when the test lets it, and answers with their doubles."""
+@dataclass(slots=True)
+class Number(Operation[int]):
+    """Asks for the double of a number."""
+
+    value: int
+
+
+class HandDriven:
+    """A thread that does its next work when the test says so, in the event loop's own."""
+
+    def __init__(self) -> None:
+        self.queued: deque[Callable[[], None]] = deque()
+
+    def queue(self, function: Callable[[], None]) -> None:
+        """Keep the function."""
+        self.queued.append(function)
+
+    async def work(self) -> None:
+        """Do what was queued first, and let the event loop hear of it."""
+        self.queued.popleft()()
+        await asyncio.sleep(0)
+
+    async def work_off(self) -> None:
+        """Work until nothing is queued."""
+        while self.queued:
+            await self.work()
+
+
+class Working:
+    """A real thread."""
+
+    def __init__(self) -> None:
+        self._queued: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def queue(self, function: Callable[[], None]) -> None:
+        """Run the function after what was queued before."""
+        self._queued.put(function)
+
+    def stop(self) -> None:
+        """End the thread after what was queued."""
+        self._queued.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (function := self._queued.get()) is not None:
+            function()
+
+
+@pytest.fixture
+def thread() -> HandDriven:
+    """Return a thread that the test runs."""
+    return HandDriven()
+
+
+@pytest.fixture
+def real_thread() -> Iterator[Working]:
+    """Yield a real thread."""
+    working = Working()
+    yield working
+    working.stop()
+
+
+class Doubler:
+    """Works off batches of numbers, and remembers them."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.open = asyncio.Event()
 
-    def begin(self, items: list[int], _: float, finish: Finish[int]) -> None:
-        """Keep the batch, and wait for the gate."""
-        self.batches.append(items)
-        opening = asyncio.ensure_future(self.open.wait())
-        opening.add_done_callback(lambda _: finish(partial(self.conclude, items)))
-
-    def conclude(self, items: list[int]) -> Sequence[int | Exception]:
-        """Return the doubles, and an error for what is negative."""
-        return [ValueError(item) if item < 0 else 2 * item for item in items]
+    def __call__(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        """Answer with the doubles, and with an error for what is negative."""
+        self.batches.append([call.operation.value for call in calls])
+        outcomes = [(call, double(call.operation.value)) for call in calls]
+        return [Done(outcomes, COMMIT)]
 
 
-async def call(batcher: Batcher[int, int], item: int) -> int:
-    """Submit an item as a caller does."""
-    return await batcher.submit(item)
+def double(value: int) -> object:
+    """Return the double, or an error for what is negative."""
+    return StorageError(str(value)) if value < 0 else 2 * value
 
 
-async def settle() -> None:
-    """Let all tasks run until they wait."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+def make(thread: Any, work: Any, **settings: Any) -> Lane:
+    """Return a lane in front of a thread."""
+    guard = Guard(asyncio.get_running_loop())
+    return Lane(thread, work, guard, **{"busy_timeout": PATIENT, **settings})
 
 
-async def test_finish_outlasts_cancellation() -> None:
-    """A cancelled waiter goes on waiting for the outcome, and then ends as cancelled."""
-    future = asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(finish(future))
+async def hear(*futures: "asyncio.Future[Any]") -> list[Any]:
+    """Return what has become of calls, which must be done."""
+    async with asyncio.timeout(10):
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+
+# -- Gathering -------------------------------------------------------------------------------------
+
+
+async def test_what_gathers_while_a_batch_is_at_work_is_the_next_batch(thread: HandDriven) -> None:
+    """Calls keep their order, and each caller gets the result of its own."""
+    double_all = Doubler()
+    later: list[asyncio.Future[Any]] = []
+
+    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        if not later:
+            later.extend(lane.submit(Number(number)) for number in (3, 4))
+        return double_all(wait, calls)
+
+    lane = make(thread, work)
+    first = [lane.submit(Number(number)) for number in (1, 2)]
+    await thread.work()
+    assert await hear(*first) == [2, 4]
+    assert not any(future.done() for future in later)
+    await thread.work()
+    assert await hear(*later) == [6, 8]
+    assert double_all.batches == [[1, 2], [3, 4]]
+    assert lane.is_resting
+
+
+async def test_a_lane_queues_one_job_however_many_call(thread: HandDriven) -> None:
+    """So no call waits behind work that has nothing to do any more."""
+    lane = make(thread, Doubler())
     for _ in range(3):
-        await settle()
-        waiting.cancel()
-    await settle()
-    assert not waiting.done()
-    assert not future.cancelled()
-    future.set_result(1)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+        futures = [lane.submit(Number(number)) for number in range(10)]
+        assert len(thread.queued) == 1
+        await thread.work()
+        assert await hear(*futures) == [2 * number for number in range(10)]
+        assert lane.is_resting
 
 
-async def test_what_gathers_while_a_batch_runs_is_the_next_batch() -> None:
-    """Items keep their order, and each caller gets the result of its own."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, batch_limit=3)
-    calls = [asyncio.create_task(call(batcher, 1))]
-    await settle()
-    calls += [asyncio.create_task(call(batcher, number)) for number in range(2, 7)]
-    await settle()
-    gate.open.set()
-    assert await asyncio.gather(*calls) == [2, 4, 6, 8, 10, 12]
-    assert gate.batches == [[1], [2, 3, 4], [5, 6]]
+async def test_a_batch_has_a_limit_of_calls(thread: HandDriven) -> None:
+    """What is beyond it is the next batch, in order."""
+    work = Doubler()
+    lane = make(thread, work)
+    futures = [lane.submit(Number(number)) for number in range(2 * BATCH_LIMIT + 1)]
+    await thread.work_off()
+    assert [len(batch) for batch in work.batches] == [BATCH_LIMIT, BATCH_LIMIT, 1]
+    assert await hear(*futures) == [2 * number for number in range(2 * BATCH_LIMIT + 1)]
 
 
-async def test_an_error_reaches_only_its_own_caller() -> None:
-    """A batch with one bad item gives the others their results."""
-    gate = Gate()
-    gate.open.set()
-    batcher = Batcher[int, int](gate.begin)
-    results = await asyncio.gather(
-        *(call(batcher, item) for item in (1, -1, 2)), return_exceptions=True
-    )
-    assert results[0] == 2
-    assert isinstance(results[1], ValueError)
-    assert results[2] == 4
+async def test_a_batch_has_a_limit_of_bytes(thread: HandDriven) -> None:
+    """It ends with the call that reaches it; one that is larger by itself is a batch."""
+    work = Doubler()
+    lane = make(thread, work)
+    sizes = [BATCH_BYTES // 2, BATCH_BYTES // 2, 1, 2 * BATCH_BYTES, 1]
+    futures = [lane.submit(Number(number, weight=size)) for number, size in enumerate(sizes)]
+    await thread.work_off()
+    assert work.batches == [[0, 1], [2, 3], [4]]
+    assert await hear(*futures) == [0, 2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("when", ["at once", "later"])
-async def test_an_error_of_the_whole_batch_reaches_all_its_callers(when: str) -> None:
-    """Where the batch itself fails each caller hears of it, and the next batch runs."""
-    calls = 0
-
-    def begin(items: list[int], _: float, finish: Finish[int]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            finish(lambda: items)
-        elif when == "later":
-            finish(fail)
-        else:
-            fail()
-
-    def fail() -> list[int]:
-        raise OSError("broken")
-
-    batcher = Batcher[int, int](begin)
-    calls_at_once = [call(batcher, number) for number in (1, 2)]
-    results = await asyncio.gather(*calls_at_once, return_exceptions=True)
-    assert [type(result) for result in results] == [OSError, OSError]
-    assert await batcher.submit(3) == 3
+async def test_cancelled_calls_are_left_out(thread: HandDriven) -> None:
+    """A caller that gives up before its batch begins takes its call along, and nobody else's."""
+    work = Doubler()
+    lane = make(thread, work)
+    futures = [lane.submit(Number(number)) for number in range(6)]
+    for number in (0, 3, 5):
+        futures[number].cancel()
+    await thread.work_off()
+    assert work.batches == [[1, 2, 4]]
+    results = await hear(*futures)
+    assert [result for result in results if isinstance(result, int)] == [2, 4, 8]
+    assert [type(results[number]) for number in (0, 3, 5)] == [asyncio.CancelledError] * 3
 
 
-async def test_past_the_bound_callers_wait() -> None:
-    """No more items than the limit are accepted; the next caller gets in when one is taken."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=4)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(20)]
-    await settle()
-    assert gate.batches == [[0, 1]]
-    assert len(batcher._queue) == 4
-    gate.open.set()
-    assert await asyncio.gather(*calls) == [2 * number for number in range(20)]
+async def test_a_batch_of_cancelled_calls_is_no_work(thread: HandDriven) -> None:
+    """If all have given up, nothing is worked off, and the lane rests."""
+    work = Doubler()
+    lane = make(thread, work)
+    lane.submit(Number(1)).cancel()
+    await thread.work_off()
+    assert work.batches == []
+    assert lane.is_resting
 
 
-async def test_cancelled_callers_take_nobody_along() -> None:
-    """Callers that give up in the queue, at its door or in a batch leave the rest alone."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=4)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(10)]
-    await settle()
-    for number in (0, 2, 7):
-        calls[number].cancel()
-    await settle()
-    gate.open.set()
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for number, result in enumerate(results):
-        if number in (0, 2, 7):
-            assert isinstance(result, asyncio.CancelledError)
-        else:
-            assert result == 2 * number
-    assert 2 not in [item for batch in gate.batches for item in batch]
-    assert await batcher.submit(50) == 100
+async def test_nobody_can_cancel_the_batches(real_thread: Working) -> None:
+    """If somebody cancels all tasks that there are, the next callers are served as ever."""
+    lane = make(real_thread, Doubler())
+
+    async def call(number: int) -> int:
+        doubled: int = await lane.submit(Number(number))
+        return doubled
+
+    for steps in (0, 1, 5):
+        calls = [asyncio.create_task(call(number)) for number in range(3)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        assert await asyncio.wait_for(lane.submit(Number(7)), 10) == 14
+        await asyncio.gather(*calls, return_exceptions=True)
+    await lane.rest()
 
 
-async def test_close_finishes_what_was_accepted_and_refuses_the_rest() -> None:
-    """Accepted items get their results; callers at the door, and later ones, an error."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, batch_limit=2, queue_limit=2)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(6)]
-    await settle()
-    closing = asyncio.create_task(batcher.close())
-    await settle()
-    gate.open.set()
-    await closing
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert results[:4] == [0, 2, 4, 6]
-    assert [type(result) for result in results[4:]] == [StoreClosedError] * 2
-    with pytest.raises(StoreClosedError):
-        await batcher.submit(7)
+async def test_rest_waits_for_all_that_was_accepted(real_thread: Working) -> None:
+    """Also for what was accepted while it waited."""
+
+    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        time.sleep(0.002)
+        return [Done([(call, 2 * call.operation.value) for call in calls])]
+
+    lane = make(real_thread, work, batch_limit=1)
+    await lane.rest()  # there is nothing to wait for
+    futures = [lane.submit(Number(number)) for number in range(3)]
+    futures[0].add_done_callback(lambda _: futures.append(lane.submit(Number(3))))
+    async with asyncio.timeout(10):
+        await lane.rest()
+    assert [future.result() for future in futures] == [0, 2, 4, 6]
 
 
-async def test_no_task_lives_while_there_is_nothing_to_do() -> None:
-    """After the last result only the test's own task is left."""
-    gate = Gate()
-    gate.open.set()
-    batcher = Batcher[int, int](gate.begin)
-    await asyncio.gather(*(call(batcher, number) for number in range(10)))
-    await settle()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+async def test_lanes_of_one_thread_take_turns(thread: HandDriven) -> None:
+    """However much one of them has gathered, another is served after a batch."""
+    work = Doubler()
+    one, other = make(thread, work, batch_limit=2), make(thread, work, batch_limit=2)
+    many = [one.submit(Number(number)) for number in range(6)]
+    few = [other.submit(Number(number)) for number in range(10, 13)]
+    await thread.work_off()
+    assert work.batches == [[0, 1], [10, 11], [2, 3], [12], [4, 5]]
+    assert await hear(*many, *few) == [0, 2, 4, 6, 8, 10, 20, 22, 24]
 
 
-@pytest.mark.parametrize("steps", [0, 1, 5])
-async def test_nobody_can_cancel_the_batches(steps: int) -> None:
-    """Where somebody cancels all tasks that there are, the next callers are served as ever."""
-    loop = asyncio.get_running_loop()
-
-    def begin(items: list[int], _: float, finish: Finish[int]) -> None:
-        loop.call_later(0.01, finish, lambda: items)
-
-    batcher = Batcher[int, int](begin)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(3)]
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()
-    assert await batcher.submit(7) == 7
-    await asyncio.gather(*calls, return_exceptions=True)
-    await batcher.close()
+# -- Errors ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("callers", "begun"),
-    [(CROWD - 1, [31]), (2 * CROWD - 1, [63]), (2 * CROWD, [32, 32]), (101, [51, 50])],
-)
-async def test_a_crowd_is_served_as_two(callers: int, begun: list[int]) -> None:
-    """Where batches may overlap, many go in two that are under way together, and few in one."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, may_overlap=lambda: True)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(callers)]
-    await settle()
-    assert [len(batch) for batch in gate.batches] == begun
-    gate.open.set()
-    assert await asyncio.gather(*calls) == [2 * number for number in range(callers)]
-    assert list(chain(*gate.batches)) == list(range(callers))
+async def test_an_error_reaches_only_its_own_caller(thread: HandDriven) -> None:
+    """A batch with one bad call gives the others their results."""
+    lane = make(thread, Doubler())
+    futures = [lane.submit(Number(number)) for number in (1, -1, 2)]
+    await thread.work_off()
+    one, bad, two = await hear(*futures)
+    assert (one, two) == (2, 4)
+    assert isinstance(bad, StorageError)
 
 
-async def test_close_waits_for_both_batches() -> None:
-    """Which of the two is the last to end does not matter."""
-    finishing: list[Callable[[], None]] = []
+@pytest.mark.parametrize("error", [OSError(5, "broken"), MemoryError(), SystemExit(1)])
+async def test_an_error_of_the_whole_batch_reaches_all_its_callers(
+    thread: HandDriven, error: BaseException
+) -> None:
+    """Each of them hears of it, and the next batch runs."""
+    errors = [error]
+    work = Doubler()
 
-    def begin(items: list[int], _: float, finish: Finish[int]) -> None:
-        finishing.append(partial(finish, lambda: items))
+    def fail_once(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        if errors:
+            raise errors.pop()
+        return work(wait, calls)
 
-    batcher = Batcher[int, int](begin, may_overlap=lambda: True)
-    calls = [asyncio.create_task(call(batcher, number)) for number in range(2 * CROWD)]
-    await settle()
-    closing = asyncio.create_task(batcher.close())
-    for end in finishing:
-        await settle()
-        assert not closing.done()
-        end()
-    await closing
-    assert await asyncio.gather(*calls) == list(range(2 * CROWD))
+    lane = make(thread, fail_once)
+    futures = [lane.submit(Number(number)) for number in (1, 2)]
+    await thread.work_off()
+    expected = StorageError if isinstance(error, OSError) else type(error)
+    assert [type(future.exception()) for future in futures] == [expected] * 2
+    future = lane.submit(Number(3))
+    await thread.work_off()
+    assert await hear(future) == [6]
 
 
-@pytest.mark.parametrize("may_overlap", [True, False])
-async def test_who_comes_later_waits_for_a_crowd_or_for_the_end(may_overlap: bool) -> None:
-    """Beside a batch a second one begins as soon as there is a crowd, if at all; never a third."""
-    gate = Gate()
-    batcher = Batcher[int, int](gate.begin, may_overlap=lambda: may_overlap)
-    calls = [asyncio.create_task(call(batcher, 0))]
-    await settle()
-    for number in range(1, 3 * CROWD):
-        calls.append(asyncio.create_task(call(batcher, number)))
-        await settle()
-    begun = [1, CROWD] if may_overlap else [1]
-    assert [len(batch) for batch in gate.batches] == begun
-    closing = asyncio.create_task(batcher.close())
-    await settle()
-    assert not closing.done()
-    gate.open.set()
-    assert await asyncio.gather(*calls) == [2 * number for number in range(3 * CROWD)]
-    await closing
-    assert list(chain(*gate.batches)) == list(range(3 * CROWD))
+@pytest.mark.parametrize("error", [StopIteration(1), ValueError("no"), KeyError("x")])
+async def test_whatever_a_call_raises_the_others_are_served(
+    thread: HandDriven, error: Exception
+) -> None:
+    """Even an exception that no future can hold leaves nobody waiting."""
+
+    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        return [Done([(call, error if call.operation.value == 2 else 1) for call in calls])]
+
+    lane = make(thread, work)
+    futures = [lane.submit(Number(number)) for number in (1, 2, 3)]
+    await thread.work_off()
+    first, second, third = await hear(*futures)
+    assert (first, third) == (1, 1)
+    assert isinstance(second, Exception)
+    assert lane.is_resting
+
+
+class RaisingFilter(logging.Filter):
+    """A filter of the host's that has a fault."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Raise."""
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("filters", [[], [RaisingFilter()]], ids=["logged", "logging raises"])
+async def test_callers_go_on_if_what_hears_of_commits_raises(
+    thread: HandDriven, monkeypatch: pytest.MonkeyPatch, filters: list[logging.Filter]
+) -> None:
+    """All callers of all commits are served, whatever logging makes of it, and the lane rests."""
+    monkeypatch.setattr(logging.getLogger("sessionstore.sqlite.lane"), "filters", filters)
+    told: list[Commit] = []
+
+    def hear_and_raise(commit: Commit) -> None:
+        told.append(commit)
+        raise RuntimeError
+
+    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        return [Done([(call, 2 * call.operation.value)], COMMIT) for call in calls]
+
+    lane = make(thread, work, on_commit=hear_and_raise)
+    futures = [lane.submit(Number(number)) for number in range(3)]
+    await thread.work_off()
+    assert await hear(*futures) == [0, 2, 4]
+    assert told == [COMMIT] * 3
+    assert lane.is_resting
+
+
+async def test_commits_are_told_before_their_callers_go_on(thread: HandDriven) -> None:
+    """In their order, and also if all callers were cancelled meanwhile."""
+    seen: list[str] = []
+
+    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        futures[1].cancel()
+        return [Done([(call, 0)], COMMIT._replace(version=call.operation.value)) for call in calls]
+
+    lane = make(thread, work, on_commit=lambda commit: seen.append(f"commit {commit.version}"))
+    futures = [lane.submit(Number(number)) for number in range(2)]
+
+    async def call(future: "asyncio.Future[Any]", number: int) -> None:
+        await future
+        seen.append(f"caller {number}")
+
+    caller = asyncio.create_task(call(futures[0], 0))
+    await asyncio.sleep(0)
+    await thread.work_off()
+    await caller
+    assert seen == ["commit 0", "commit 1", "caller 0"]
+
+
+# -- Waiting for a lock ----------------------------------------------------------------------------
+
+
+class Locked:
+    """Work that needs a lock which the test lets go."""
+
+    def __init__(self) -> None:
+        self.is_free = False
+        self.served: list[int] = []
+
+    def __call__(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+        """Wait for the lock, and serve the calls that still want it."""
+        waiting = wait(calls, lambda: self.is_free)
+        self.served += [call.operation.value for call in waiting]
+        return [Done([(call, 2 * call.operation.value) for call in waiting])]
+
+
+async def test_each_call_has_its_own_deadline(real_thread: Working) -> None:
+    """An old call fails when its time is over; a younger one of the same batch waits on."""
+    work = Locked()
+    lane = make(real_thread, work, busy_timeout=0.25)
+    blocker = lane.submit(Number(0))  # so that the next ones are gathered into one batch
+    await asyncio.sleep(0.01)
+    old = lane.submit(Number(1))
+    await asyncio.sleep(0.15)
+    young = lane.submit(Number(2))
+    started = time.monotonic()
+    assert isinstance((await hear(old))[0], StoreBusyError)
+    assert time.monotonic() - started < 0.2
+    assert isinstance((await hear(blocker))[0], StoreBusyError)
+    assert not young.done()
+    work.is_free = True
+    assert await hear(young) == [4]
+    assert work.served == [2]
+
+
+async def test_all_that_were_called_at_once_hear_at_once(real_thread: Working) -> None:
+    """However many batches they are, nobody waits for the time-out of those before."""
+    work = Locked()
+    lane = make(real_thread, work, busy_timeout=0.2, batch_limit=1)
+    started = time.monotonic()
+    results = await hear(*(lane.submit(Number(number)) for number in range(10)))
+    assert {type(result) for result in results} == {StoreBusyError}
+    assert 0.19 <= time.monotonic() - started < 0.7
+    assert work.served == []
+
+
+async def test_a_cancelled_call_waits_for_no_lock(real_thread: Working) -> None:
+    """If all of a batch are cancelled while it waits, the thread is free for the next one."""
+    work = Locked()
+    lane = make(real_thread, work)
+    futures = [lane.submit(Number(number)) for number in range(3)]
+    await asyncio.sleep(0.01)
+    for future in futures:
+        future.cancel()
+    async with asyncio.timeout(5):
+        await lane.rest()
+    assert work.served == []
+
+
+async def test_hurry_brings_all_deadlines_forward(real_thread: Working) -> None:
+    """Those of calls that come later, too."""
+    lane = make(real_thread, Locked())
+    first = lane.submit(Number(1))
+    await asyncio.sleep(0.01)
+    lane.hurry(0.05)
+    results = await hear(first, lane.submit(Number(2)))
+    assert [type(result) for result in results] == [StoreBusyError] * 2
+
+
+async def test_a_lock_is_taken_soon_after_it_is_free(real_thread: Working) -> None:
+    """The thread looks often, and costs the machine little meanwhile."""
+    work = Locked()
+    lane = make(real_thread, work)
+    future = lane.submit(Number(1))
+    cpu = time.process_time()
+    await asyncio.sleep(0.5)
+    cpu = time.process_time() - cpu
+    work.is_free = True
+    started = time.monotonic()
+    assert await hear(future) == [2]
+    assert time.monotonic() - started < 0.1
+    assert cpu < 0.25
+
+
+async def test_the_guard_is_quiet_while_the_lane_waits_for_a_lock(real_thread: Working) -> None:
+    """The loop is blocked for a millisecond now and then, and no longer."""
+    work = Locked()
+    lane = make(real_thread, work)
+    future = lane.submit(Number(1))
+    asyncio.get_running_loop().call_later(0.2, setattr, work, "is_free", True)
+    gaps = await longest_gap(future)
+    assert gaps < 0.1
+
+
+# -- Its end ---------------------------------------------------------------------------------------
+
+
+async def test_a_lane_belongs_to_its_event_loop(thread: HandDriven) -> None:
+    """A call in another one is refused, and nothing is accepted."""
+    lane = make(thread, Doubler())
+
+    def call_elsewhere() -> None:
+        async def call() -> None:
+            with pytest.raises(StoreClosedError, match="another event loop"):
+                lane.submit(Number(1))
+
+        asyncio.run(call())
+
+    await asyncio.to_thread(call_elsewhere)
+    assert not thread.queued
+
+
+def test_a_thread_outlives_its_event_loop(thread: HandDriven) -> None:
+    """If the loop is closed under a batch, the thread goes on without an error."""
+    work = Doubler()
+
+    async def submit() -> None:
+        lane = make(thread, work)
+        for number in range(2 * BATCH_LIMIT):
+            lane.submit(Number(number))
+
+    asyncio.run(submit())
+    while thread.queued:
+        thread.queued.popleft()()
+    assert len(work.batches) == 1
+
+
+async def test_a_disowned_lane_serves_nobody(thread: HandDriven) -> None:
+    """As in a child process: what was accepted is forgotten, and nothing is told."""
+    told: list[Commit] = []
+    lane = make(thread, Doubler(), on_commit=told.append)
+    future = lane.submit(Number(1))
+    lane.disown()
+    await thread.work_off()
+    assert not future.done()
+    assert told == []
+
+
+def test_a_closed_lane_refuses_for_its_reason() -> None:
+    """What stands where a lane was says what to do."""
+    with pytest.raises(StoreClosedError, match="open it first"):
+        ClosedLane("open it first").submit(Number(1))
