@@ -238,6 +238,20 @@ def set_up_writer(connection: sqlite3.Connection) -> None:
     connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
 
 
+def check_that_it_writes(connection: sqlite3.Connection, path: str) -> None:
+    """Raise an error if SQLite opened a file for reading only although it may be written.
+
+    If it cannot open it for writing just now, it opens it for reading, and never tries again.
+    """
+    try:
+        connection.execute(queries.DELETE_MIGRATION_NONE)
+    except sqlite3.OperationalError as error:
+        files = [file for file in (path, f"{path}-wal") if os.path.exists(file)]
+        may_write = all(os.access(file, os.W_OK) for file in files)
+        if may_write and primary_code(error) == sqlite3.SQLITE_READONLY:
+            raise
+
+
 def make_file(path: str) -> None:
     """Make an empty file with mode 0600, whatever the umask, if there is none.
 

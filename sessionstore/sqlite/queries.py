@@ -328,6 +328,9 @@ INSERT INTO sessionstore_migrations (version, name, applied_at)
 VALUES (:version, :name, :applied_at)
 """
 
+# Serves open(): fails if SQLite opened the file for reading only, and deletes nothing.
+DELETE_MIGRATION_NONE = "DELETE FROM sessionstore_migrations WHERE version = 0"
+
 SELECT_SESSIONS_COLUMNS = "SELECT name FROM pragma_table_info('sessions')"
 
 # The rows wait in a temporary table while sessions is made anew under its own name: a rename would

@@ -26,6 +26,7 @@ from . import operations, queries, reader, schema
 from .connection import (
     MEMORY,
     Connection,
+    check_that_it_writes,
     connect_reader,
     connect_writer,
     fetch_all,
@@ -346,6 +347,7 @@ def _prepare(connection: sqlite3.Connection, path: str, now: int) -> int:
     connection.execute(queries.SET_PAGE_SIZE)
     schema.migrate(connection, path, now)
     set_up_writer(connection)
+    check_that_it_writes(connection, path)
     return _data_version(connection)
 
 

@@ -72,6 +72,7 @@ WHOLE_PLANS: dict[str, list[str]] = {
     # New rows.
     "INSERT_SESSION": [],
     "INSERT_SESSIONS": ["SCAN json_each VIRTUAL TABLE INDEX 1:"],
+    "DELETE_MIGRATION_NONE": ["SEARCH sessionstore_migrations USING INTEGER PRIMARY KEY (rowid=?)"],
     "INSERT_MIGRATION": [],
     # Once at each opening, a few rows.
     "SELECT_MIGRATION_VERSIONS": ["SCAN sessionstore_migrations"],

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard
 
 from sessionstore import Session, SessionManager, StorageError
-from sessionstore.sqlite import operations, queries, writer
+from sessionstore.sqlite import operations, queries, store, writer
 from sessionstore.sqlite.lane import Call, Done, Wait
 from sessionstore.store import Swept
 
@@ -55,7 +55,7 @@ class Fault:
     lasting: bool = False
     hang: float = 0.0  # seconds for which each failing call hangs first
     long_wal: bool = False  # whether the WAL is about to need more of its index from the first on
-    broken: str = ""  # on purpose: "lies" or "in the loop"
+    broken: str = ""  # on purpose: "lies", "no try" or "in the loop"
 
     def __str__(self) -> str:
         how = "from call {} on" if self.lasting else "call {}"
@@ -357,6 +357,11 @@ def _lie_of(call: Call, result: object) -> object:
     return Swept(1, has_more=False) if is_sweep else 1
 
 
+def open_without_trying() -> None:
+    """Have open() believe that what it can read it can write."""
+    store.check_that_it_writes = lambda *_: None  # type: ignore[attr-defined]
+
+
 def write_in_the_loop(path: Path, hang: float) -> None:
     """Write in the event loop's own thread, as nobody should, while the disk hangs."""
     disk.fail(Kind.OPEN, 1, errno.EIO, hang=hang)
@@ -373,6 +378,8 @@ def main() -> None:
         fault = Fault(**order["fault"])
         if fault.broken == "lies":
             lie()
+        if fault.broken == "no try":
+            open_without_trying()
         asyncio.run(_try(Trial(fault, Path(order["folder"]))))
 
 

@@ -182,6 +182,16 @@ def test_a_store_that_lies_is_caught(odd_patient: failing.Patient) -> None:
     assert any("in the file" in violation for violation in odd_patient.endure(fault).violations)
 
 
+def test_a_store_that_does_not_recover_is_caught(odd_patient: failing.Patient) -> None:
+    """If open() takes what SQLite could only open to read, one failing call makes many raise."""
+    found: list[str] = []
+    for number in range(CALLS[Kind.OPEN], 0, -1):
+        found += odd_patient.endure(Fault(Kind.OPEN, number, errno.EIO, broken="no try")).violations
+        if found:
+            break
+    assert any("on a sound disk" in violation for violation in found)
+
+
 def test_an_event_loop_that_stops_is_caught(patient: failing.Patient) -> None:
     """A write in the loop's own thread shows in the gap."""
     fault = Fault(Kind.OPEN, CALLS[Kind.OPEN], errno.EIO, hang=HANG, broken="in the loop")
