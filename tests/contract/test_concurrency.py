@@ -42,6 +42,35 @@ async def test_every_touch_counts(store: Store) -> None:
     assert seen(loaded[2])["last_activity"] == NOW + 699 * SECOND
 
 
+async def test_an_id_may_be_any_text(store: Store) -> None:
+    """Alone or together with others: an adopted file may have ids that are no UUIDs."""
+    ids = [
+        '"',
+        "\\",
+        "\\u0041",
+        "A",
+        "é",
+        "e\u0301",
+        "🤖",
+        "$.a",
+        "a'b",
+        "%",
+        "null",
+        "1",
+        "1.0",
+        " ",
+    ]
+    await asyncio.gather(*(store.create(a_record(id=id_)) for id_ in ids))
+    for id_ in ids:
+        assert await store.touch(id_, at())
+    assert all(await asyncio.gather(*(store.touch(id_, at()) for id_ in ids)))
+    assert [(await store.load(id_)) is not None for id_ in ids] == [True] * len(ids)
+    loaded = await asyncio.gather(*map(store.load, ids))
+    assert [each and (each.id, each.interaction_count) for each in loaded] == [(i, 2) for i in ids]
+    assert await store.time_out(at(LATER), ALL) == (len(ids), False)
+    assert all(await asyncio.gather(*map(store.erase, ids)))
+
+
 async def test_no_edit_is_lost(store: Store) -> None:
     """Each begins with what the one before has written."""
     record = a_record(data="{}")
