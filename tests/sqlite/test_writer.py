@@ -1,386 +1,446 @@
 # SPDX-License-Identifier: MIT
-"""Group commit: one transaction for many, replay after a failure, and what is durable when."""
+"""Batches of writes: one transaction for all that has gathered, and who hears of what fails.
+
+A change that stays inside of its transaction makes the calls behind it gather.
+"""
 
 import asyncio
-import math
+import json
+import os
 import sqlite3
-import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sessionstore import SessionManager, StorageError, StoreBusyError, store
-from sessionstore import database as database_module
-from sessionstore.sqlite.jobs import Turn
-from sessionstore.sqlite.schema import migrate
-from sessionstore.sqlite.writer import NO_CHANGE, PATIENCE, Change, Operation, _apply_all
+from sessionstore import StorageError
+from sessionstore.expiry import Expiry, Moment
+from sessionstore.session import Record
+from sessionstore.sqlite import SQLiteStore
+from sessionstore.store import Touch
 
 from ..conftest import FakeClock
+from .tools import (
+    EXPIRY,
+    NOON,
+    SECOND,
+    Held,
+    connect,
+    moment,
+    new_record,
+    opened,
+    quiet,
+    run_sql,
+    the_session,
+)
 
-CONTROL = ("PRAGMA synchronous", "BEGIN", "COMMIT", "ROLLBACK")
-
-
-async def trace(sessions: SessionManager) -> list[str]:
-    """Return the list to which the writing connection's transactions are written from now on."""
-    seen: list[str] = []
-
-    def keep(statement: str) -> None:
-        if statement.startswith(CONTROL):
-            seen.append(statement)
-
-    await sessions._database._writer.run(lambda connection: connection.set_trace_callback(keep))
-    return seen
-
-
-@pytest.mark.parametrize(("shared_at", "commits"), [(math.inf, 1), (-math.inf, 2)])
-async def test_concurrent_writes_share_a_transaction(
-    database: Path, clock: FakeClock, shared_at: float, commits: int
-) -> None:
-    """A hundred callers are answered by one COMMIT, or two while no other process writes."""
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        sessions._database.coherence._shared_at = shared_at
-        seen = await trace(sessions)
-        assert all(await asyncio.gather(*(sessions.update_activity(id_) for _ in range(100))))
-        assert seen == ["PRAGMA synchronous = NORMAL", "BEGIN IMMEDIATE", "COMMIT"] * commits
+LONG = Expiry(10**15)
 
 
-async def test_a_batch_has_a_limit(database: Path, clock: FakeClock) -> None:
-    """1,200 callers need three transactions of at most 500."""
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        seen = await trace(sessions)
-        await asyncio.gather(*(sessions.update_activity(id_) for _ in range(1_200)))
-        assert seen.count("COMMIT") == 3  # 500, 500 and 200, overlapping or not
+async def together(store: SQLiteStore, *calls: Awaitable[Any]) -> list[Any]:
+    """Have all calls gather behind a transaction, and return what became of each."""
+    blocker, held = new_record(), Held()
+    await store.create(blocker)
+    blocking = asyncio.create_task(store.edit(blocker.id, moment(), held))
+    await held.has_begun()
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    held.may_go_on.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert await blocking
+    return results
 
 
-async def test_the_queue_has_a_limit(database: Path, clock: FakeClock) -> None:
-    """Of 10,100 callers, 10,000 are queued and the others wait outside; all are answered."""
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        id_ = await sessions.create_session("lina")
-        calls = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(10_100)]
-        await asyncio.sleep(0)
-        assert len(sessions._writer._batcher._queue) == 10_000
-        assert all(await asyncio.gather(*calls))
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.interaction_count == 10_100
+async def counts(store: SQLiteStore, ids: Sequence[str]) -> list[int]:
+    """Return how many interactions the file has of each."""
+    records = [await store.load(id_) for id_ in ids]
+    return [record.interaction_count for record in records if record is not None]
 
 
-async def test_what_must_survive_a_power_cut_is_synced(database: Path, clock: FakeClock) -> None:
-    """Activity and timeouts commit with NORMAL; everything else, and what shares a batch, FULL."""
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        ids = [await sessions.create_session("lina") for _ in range(6)]
-        seen = await trace(sessions)
+async def create(store: SQLiteStore, count: int) -> list[str]:
+    """Create sessions and return their ids."""
+    records = [new_record() for _ in range(count)]
+    await asyncio.gather(*map(store.create, records))
+    return [record.id for record in records]
 
-        async def synchronous(*calls: Any) -> list[str]:
-            seen.clear()
-            await asyncio.gather(*calls)
-            return [text.split()[-1] for text in seen if text.startswith("PRAGMA")]
 
-        assert await synchronous(sessions.update_activity(ids[0])) == ["NORMAL"]
-        assert await synchronous(sessions.create_session("lina")) == ["FULL"]
-        assert await synchronous(sessions.update_session(ids[0], {"a": 1})) == ["FULL"]
-        assert await synchronous(sessions.end_session(ids[1])) == ["FULL"]
-        assert await synchronous(sessions.end_sessions("omar")) == ["FULL"]
-        assert await synchronous(sessions.delete_session(ids[2])) == ["FULL"]
-        mixed = [sessions.update_activity(ids[0]), sessions.end_session(ids[3])]
-        assert await synchronous(*mixed) == ["FULL"]
-        clock.turn(1_800)
-        assert await synchronous(sessions.cleanup_inactive_sessions()) == ["NORMAL"]
-        assert await synchronous(sessions.purge_ended_sessions(0)) == ["NORMAL", "FULL"]
+# -- One transaction -------------------------------------------------------------------------------
+
+
+async def test_concurrent_writes_of_every_kind_are_one_commit(database: Path) -> None:
+    """Whatever has gathered is committed at once, and each caller hears of its own."""
+    async with opened(database) as (store, heard):
+        ids = await create(store, 5)
+        new, now = new_record(), moment(1)
+        before = len(heard.commits) + 2  # the blocker's
+        results = await together(
+            store,
+            *(store.touch(id_, now) for id_ in ids[:2]),
+            store.end(ids[2], now, "ended", "manual"),
+            store.create(new),
+            store.erase(ids[3]),
+            store.edit(ids[4], now, lambda record: record._replace(data='{"a":1}')),
+            store.touch("not there", now),
+            store.touch(ids[0], now),
+        )
+        assert results == [True, True, True, None, True, True, False, True]
+        assert len(heard.commits) == before + 1
+        commit = heard.commits[-1]
+        assert commit.touched == {ids[0]: Touch(2, now.now), ids[1]: Touch(1, now.now)}
+        assert {record.id for record in commit.written} == {ids[2], new.id, ids[4]}
+        assert [record.id for record in commit.ended] == [ids[2]]
+        assert commit.erased == [ids[3]]
+        assert commit.versions_before.keys() == {*ids, new.id}
+
+
+async def test_a_batch_has_a_limit(database: Path) -> None:
+    """1,200 calls that have gathered are three commits."""
+    async with opened(database) as (store, heard):
+        (id_,) = await create(store, 1)
+        before = len(heard.commits) + 2
+        assert all(await together(store, *(store.touch(id_, moment()) for _ in range(1_200))))
+        assert len(heard.commits) == before + 3
+        assert await counts(store, [id_]) == [1_200]
+
+
+async def test_nobody_sees_a_part_of_a_batch(database: Path) -> None:
+    """Another program finds nothing of it while it is under way, and all of it afterwards."""
+    async with opened(database) as (store, _):
+        (id_,) = await create(store, 1)
+        held = Held()
+        calls = together(
+            store,
+            *(store.create(new_record(child_id="omar")) for _ in range(3)),
+            store.touch(id_, moment()),
+            store.edit(id_, moment(), held),
+        )
+        writing = asyncio.create_task(calls)
+        await held.has_begun()
+        select = "SELECT sum(interaction_count), sum(child_id = 'omar') FROM sessions"
+        assert run_sql(database, select) == [(0, 0)]
+        held.may_go_on.set()
+        await writing
+        assert run_sql(database, select) == [(1, 3)]
 
 
 async def test_a_caller_hears_only_after_commit(database: Path, clock: FakeClock) -> None:
     """When create_session returns, another connection sees the row, also in the middle of many."""
-    async with SessionManager(database, clock=clock) as sessions:
-        shell = sqlite3.connect(database)
+    async with quiet(database, clock=clock) as sessions:
+        with connect(database) as shell:
 
-        async def create_and_look() -> int:
-            id_ = await sessions.create_session("lina")
-            found: tuple[int] = shell.execute(
-                "SELECT count(*) FROM sessions WHERE id = ?", [id_]
-            ).fetchone()
-            return found[0]
+            async def create_and_look() -> int:
+                id_ = await sessions.create_session("lina")
+                found: tuple[int] = shell.execute(
+                    "SELECT count(*) FROM sessions WHERE id = ?", [id_]
+                ).fetchone()
+                return found[0]
 
-        assert await asyncio.gather(*(create_and_look() for _ in range(200))) == [1] * 200
-        shell.close()
-
-
-def failing(times: int) -> Callable[[sqlite3.Connection], Change]:
-    """Return an operation that writes, and then breaks a constraint, so many times."""
-    left = times
-
-    def fail(connection: sqlite3.Connection) -> Change:
-        nonlocal left
-        connection.execute("DELETE FROM sessions WHERE child_id = 'omar'")
-        if left:
-            left -= 1
-            connection.execute("UPDATE sessions SET status = 'asleep'")
-        return Change()
-
-    return fail
+            assert await asyncio.gather(*(create_and_look() for _ in range(200))) == [1] * 200
 
 
-async def submit(sessions: SessionManager, apply: Callable[[sqlite3.Connection], Change]) -> Change:
-    """Write an operation of a test's own, in its turn among other calls."""
-    return await sessions._writer.submit(apply, durable=True)
-
-
-async def test_a_failing_operation_fails_alone(database: Path, clock: FakeClock) -> None:
-    """The batch is rolled back and replayed: only the bad operation's caller sees its error."""
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        kept = await sessions.create_session("omar")
-        seen = await trace(sessions)
-        results = await asyncio.gather(
-            sessions.update_activity(id_),
-            submit(sessions, failing(9)),
-            sessions.create_session("lina"),
-            sessions.end_session(id_),
-            return_exceptions=True,
+async def test_a_session_created_touched_ended_and_erased_in_one_commit(database: Path) -> None:
+    """The commit tells of it once, as it was at COMMIT, and of its end all the same."""
+    async with opened(database) as (store, heard):
+        record, other = new_record(), new_record()
+        results = await together(
+            store,
+            store.create(record),
+            store.create(other),
+            store.touch(record.id, moment(1)),
+            store.touch(other.id, moment(1)),
+            store.end(record.id, moment(2), "ended", "manual"),
+            store.erase(record.id),
         )
-        assert results[0] is True
-        assert isinstance(results[1], StorageError)
-        assert isinstance(results[1].__cause__, sqlite3.IntegrityError)
-        assert isinstance(results[2], str)
-        assert results[3] is True
-        assert [text for text in seen if not text.startswith("PRAGMA")] == [
-            *("BEGIN IMMEDIATE", "ROLLBACK"),
-            *("BEGIN IMMEDIATE", "COMMIT"),
-            *("BEGIN IMMEDIATE", "ROLLBACK"),
-            *("BEGIN IMMEDIATE", "COMMIT"),
-            *("BEGIN IMMEDIATE", "COMMIT"),
-        ]
-        assert await sessions.get_session(kept) is not None
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert (session.interaction_count, session.status) == (1, "ended")
-
-
-async def test_an_error_that_is_none_of_sqlites_reaches_its_caller(
-    database: Path, clock: FakeClock
-) -> None:
-    """A fault in an operation is raised as it is where it was called, and nowhere else.
-
-    By itself it is tried once; of a batch it is tried again by itself.
-    """
-    tries = 0
-
-    def stumble(_: sqlite3.Connection) -> Change:
-        nonlocal tries
-        tries += 1
-        raise ZeroDivisionError
-
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        with pytest.raises(ZeroDivisionError):
-            await submit(sessions, stumble)
-        assert tries == 1
-        results = await asyncio.gather(
-            submit(sessions, stumble), sessions.update_activity(id_), return_exceptions=True
-        )
-        assert [type(result) for result in results] == [ZeroDivisionError, bool]
-        assert tries == 3
-
-
-async def test_a_failure_that_passes_costs_nobody_anything(
-    database: Path, clock: FakeClock
-) -> None:
-    """Where the replay succeeds, every caller has its result, counted once."""
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        results = await asyncio.gather(
-            *(sessions.update_activity(id_) for _ in range(10)),
-            submit(sessions, failing(1)),
-        )
-        assert results == [True] * 10 + [Change()]
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.interaction_count == 10
-
-
-async def test_a_rollback_by_sqlite_itself_is_noticed(database: Path, clock: FakeClock) -> None:
-    """An operation after which no transaction is open fails alone, and the store works on."""
-
-    def lose(connection: sqlite3.Connection) -> Change:
-        connection.execute("ROLLBACK")  # as SQLite does by itself on a full disk
-        raise sqlite3.OperationalError("database or disk is full")
-
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        results = await asyncio.gather(
-            sessions.update_activity(id_),
-            submit(sessions, lose),
-            sessions.update_activity(id_),
-            return_exceptions=True,
-        )
-        assert (results[0], type(results[1]), results[2]) == (True, StorageError, True)
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.interaction_count == 2
-
-
-async def test_a_locked_file_fails_the_batch_after_one_wait(
-    database: Path, clock: FakeClock
-) -> None:
-    """While another program holds the lock, reads go on and writers hear StoreBusyError."""
-    async with SessionManager(database, clock=clock, cache_size=0, busy_timeout=0.2) as sessions:
-        id_ = await sessions.create_session("lina")
-        shell = sqlite3.connect(database, isolation_level=None)
-        seen = await trace(sessions)
-        shell.execute("BEGIN IMMEDIATE")
-        started = asyncio.get_running_loop().time()
-        results = await asyncio.gather(
-            *(sessions.update_activity(id_) for _ in range(200)), return_exceptions=True
-        )
-        assert {type(result) for result in results} == {StoreBusyError}
-        assert asyncio.get_running_loop().time() - started < 20 * 0.2
-        assert await sessions.get_session(id_) is not None
-        with pytest.raises(StoreBusyError):
-            await sessions.update_activity(id_)
-        shell.execute("ROLLBACK")
-        shell.close()
-        assert await sessions.update_activity(id_) is True
-        assert seen.count("BEGIN IMMEDIATE") < 100  # it was not tried for each by itself
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.interaction_count == 1
-
-
-async def test_who_has_waited_in_the_queue_waits_no_longer_for_a_lock(
-    database: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The timeout counts from the call: a batch behind one that gave up waits hardly any more."""
-    patience: list[float] = []
-
-    class Recorded(Turn):
-        def __init__(self, seconds: float) -> None:
-            super().__init__(seconds)
-            patience.append(seconds)
-
-    async with SessionManager(
-        database, clock=clock, busy_timeout=0.5, sweep_interval=None
-    ) as sessions:
-        id_ = await sessions.create_session("lina")
-        monkeypatch.setattr(database_module, "Turn", Recorded)
-        with closing(sqlite3.connect(database, isolation_level=None)) as shell:
-            shell.execute("BEGIN IMMEDIATE")
-            calls = (sessions.update_activity(id_) for _ in range(1_200))
-            results = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(result) for result in results} == {StoreBusyError}
-        assert len(patience) == 3
-        assert max(patience[1:]) < 0.25
-
-
-async def test_a_lock_in_the_middle_of_a_batch_fails_it_whole(
-    database: Path, clock: FakeClock
-) -> None:
-    """Where SQLite is busy later than at BEGIN, all callers hear so, and nothing is replayed."""
-    tries = 0
-
-    def meet_a_lock(_: sqlite3.Connection) -> Change:
-        nonlocal tries
-        tries += 1
-        error = sqlite3.OperationalError("database is locked")
-        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
-        raise error
-
-    async with SessionManager(database, clock=clock) as sessions:
-        id_ = await sessions.create_session("lina")
-        results = await asyncio.gather(
-            sessions.update_activity(id_),
-            submit(sessions, meet_a_lock),
-            sessions.update_activity(id_),
-            return_exceptions=True,
-        )
-        assert [type(result) for result in results] == [StoreBusyError] * 3
-        assert tries == 1
-        session = await sessions.get_session(id_)
-        assert session is not None
-        assert session.interaction_count == 0
-
-
-@pytest.mark.parametrize("callers", [1, 5])
-async def test_a_batch_waits_for_a_lock_like_one_call(
-    database: Path, clock: FakeClock, callers: int
-) -> None:
-    """Where another program lets go of its lock in time, nobody hears of it."""
-    async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
-        id_ = await sessions.create_session("lina")
-        with closing(sqlite3.connect(database, isolation_level=None)) as shell:
-            shell.execute("BEGIN IMMEDIATE")
-            asyncio.get_running_loop().call_later(0.25, shell.execute, "ROLLBACK")
-            touches = await asyncio.gather(*(sessions.update_activity(id_) for _ in range(callers)))
-        assert touches == [True] * callers
-
-
-async def test_the_cache_is_told_before_the_callers(database: Path, clock: FakeClock) -> None:
-    """What a commit changed is a hit at once, for its own caller, and what ended is dropped."""
-    async with SessionManager(database, clock=clock) as sessions:
-        ids = [await sessions.create_session("lina") for _ in range(2)]
-        assert await sessions.update_session(ids[0], {"a": 1})
-        session = await sessions.get_session(ids[0])
-        assert session is not None
-        assert session.data == {"a": 1}
-        await sessions.end_session(ids[1])
-        stats = await sessions.get_session_stats()
-        assert (stats["cache_hits"], stats["cache_misses"]) == (1, 0)
-        assert stats["memory_cache_size"] == 1
+        assert results == [None, None, True, True, True, True]
+        commit = heard.commits[-1]
+        assert commit.erased == [record.id]
+        assert [each.interaction_count for each in commit.ended] == [1]
+        assert [*commit.touched, *(each.id for each in commit.written)].count(other.id) == 1
+        assert await store.load(record.id) is None
 
 
 async def test_the_last_of_several_changes_in_a_batch_is_cached(
     database: Path, clock: FakeClock
 ) -> None:
-    """Where one batch changes a session twice, the cache holds the second state."""
-    async with SessionManager(database, clock=clock) as sessions:
+    """If one batch changes a session often, the cache holds its last state."""
+    async with quiet(database, clock=clock) as sessions:
         id_ = await sessions.create_session("lina")
-        first = asyncio.create_task(sessions.update_activity(id_))
-        second = asyncio.create_task(sessions.update_activity(id_))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        second.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
+        await asyncio.gather(
+            *(sessions.update_activity(id_) for _ in range(5)),
+            *(sessions.update_session(id_, {str(number): number}) for number in range(5)),
+        )
         cached = await sessions.get_session(id_)
-        stored = (await sessions.get_sessions_for_child("lina"))[0]
-        assert cached == stored
+        assert cached == (await sessions.get_sessions_for_child("lina"))[0]
+        assert (await sessions.get_session_stats())["cache_misses"] == 0
 
 
-def test_an_operation_that_refuses_has_written_nothing() -> None:
-    """merge_session raises before its UPDATE, which is what lets the batch go on."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    migrate(connection, ":memory:", "2023-11-14 22:13:20.000000")
-    connection.execute(
-        "INSERT INTO sessions (id, child_id, started_at, last_activity) VALUES ('i', 'c',"
-        " '2023-11-14 22:13:20.000000', '2023-11-14 22:13:20.000000')"
-    )
-    before = connection.total_changes
-    cutoffs = {"now": "2023-11-14 22:13:21.000000", "idle_cutoff": "", "lifetime_cutoff": ""}
-    with pytest.raises(ValueError, match="must not exceed"):
-        store.merge_session(connection, "i", '{"a":"xxxxxxxxxx"}', "{}", (), 10, cutoffs)
-    assert connection.total_changes == before
-    connection.close()
+async def test_many_creates_at_once_come_back_as_they_were(database: Path) -> None:
+    """Small and large, in any script, with what JSON and SQL treat as special."""
+    texts = ["", "it's", '"', "\\", "\\u0022", "\u2028", "سارة", "🌙", "\x7f", "$[0]", "x" * 40_000]
+    records = [
+        new_record(
+            child_id=text[:50] or "nobody",
+            data=json.dumps({text: text}, ensure_ascii=bool(number % 2)),
+            metadata=json.dumps({"n": [text, 0.1, 2**63]}),
+            interaction_count=2**53 + number,
+        )
+        for number, text in enumerate(texts)
+    ]
+    async with opened(database) as (store, _):
+        assert set(await together(store, *map(store.create, records))) == {None}
+        for record in records:
+            assert await store.load(record.id) == record
+        lonely = new_record(data=records[-1].data)
+        await store.create(lonely)
+        assert await store.load(lonely.id) == lonely
 
 
-@pytest.mark.parametrize(("seconds", "announced"), [(0.0, []), (PATIENCE * 1.2, [1, 2, 3])])
-def test_long_operations_do_not_keep_the_callers_of_the_batch_before(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, announced: list[int]
+# -- Failures --------------------------------------------------------------------------------------
+
+
+async def test_an_operation_that_fails_hurts_only_itself(database: Path) -> None:
+    """The others of its batch are written once, and told of; only its own caller hears of it."""
+    async with opened(database) as (store, heard):
+        ids = await create(store, 3)
+        there = await store.load(ids[0])
+        assert there is not None
+        results = await together(
+            store,
+            store.touch(ids[0], moment()),
+            store.create(there),
+            store.create(new_record(child_id="omar")),
+            store.end(ids[1], moment(), "ended", "manual"),
+        )
+        assert isinstance(results[1], StorageError)
+        assert isinstance(results[1].__cause__, sqlite3.IntegrityError)
+        assert [results[0], results[2], results[3]] == [True, None, True]
+        assert await counts(store, ids) == [1, 0, 0]
+        assert len(await store.list_of_child("omar", 10)) == 1
+        told = [id_ for commit in heard.commits for id_ in commit.touched]
+        assert told.count(ids[0]) == 1
+        assert [each.id for commit in heard.commits for each in commit.ended] == [ids[1]]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, StopIteration, KeyError, StorageError])
+async def test_an_exception_of_a_change_reaches_its_own_caller(
+    database: Path, error: type[Exception]
 ) -> None:
-    """The end of that batch is announced after each that was long, and for short ones at COMMIT."""
-    applied: list[int] = []
-    heard: list[int] = []
-    turn = Turn(1.0)
-    monkeypatch.setattr(turn, "announce", lambda: heard.append(len(applied)))
+    """It is raised where it was called, nothing of it is written, and no other notices."""
 
-    def apply(_: sqlite3.Connection, number: int) -> Change:
-        time.sleep(seconds)
-        applied.append(number)
-        return NO_CHANGE
+    def refuse(record: Record) -> Record:
+        raise error
 
-    operations = [Operation(apply, (number,), durable=True) for number in range(3)]
-    with closing(sqlite3.connect(":memory:")) as connection:
-        assert _apply_all(connection, turn, operations) == [NO_CHANGE] * 3
-    assert heard == announced
+    async with opened(database) as (store, heard):
+        ids = await create(store, 3)
+        before = len(heard.commits) + 2
+        calls = [
+            store.touch(ids[0], moment()),
+            store.edit(ids[1], moment(), refuse),
+            store.edit(ids[2], moment(), lambda record: record._replace(data='{"a":1}')),
+        ]
+        first, refused, last = await together(store, *calls)
+        expected = RuntimeError if error is StopIteration else error  # as a coroutine raises it
+        assert type(refused) is expected
+        assert (first, last) == (True, True)
+        assert len(heard.commits) == before + 1
+        record = await store.load(ids[1])
+        assert record is not None
+        assert (record.data, record.last_activity) == ("{}", NOON)
+
+
+async def test_a_change_that_cannot_be_written_fails_alone(database: Path) -> None:
+    """What SQLite refuses, JSON that is none for one, is rolled back."""
+    async with opened(database) as (store, _):
+        ids = await create(store, 2)
+        first, refused = await together(
+            store,
+            store.touch(ids[0], moment()),
+            store.edit(ids[1], moment(), lambda record: record._replace(data="no JSON")),
+        )
+        assert (first, type(refused)) == (True, StorageError)
+        assert await counts(store, ids) == [1, 0]
+
+
+def make_trigger(database: Path, what: str) -> None:
+    """Add a trigger of the host project's to the table."""
+    run_sql(database, f"CREATE TRIGGER host {what}; END")
+
+
+@pytest.mark.parametrize("action", ["ABORT", "FAIL", "ROLLBACK"])
+async def test_a_trigger_that_refuses_one_write_refuses_no_other(
+    database: Path, action: str
+) -> None:
+    """Also if SQLite rolls the whole transaction back by itself. No session is left in flight."""
+    async with opened(database) as (store, _):
+        ids = await create(store, 3)
+        refuse = f"SELECT RAISE({action}, 'no') WHERE old.id = '{ids[1]}'"
+        make_trigger(database, f"AFTER UPDATE ON sessions BEGIN {refuse}")
+        answers = await together(store, *(store.touch(id_, moment()) for id_ in ids))
+        assert [type(answer) for answer in answers] == [bool, StorageError, bool]
+        with pytest.raises(StorageError, match="refused"):
+            await store.touch(ids[1], moment())
+        assert await counts(store, ids) == [1, 0, 1]
+        assert store.versions is not None
+        assert not any(version & 1 for version in store.versions)
+
+
+async def test_a_trigger_that_passes_a_session_by_is_not_taken_for_a_touch(database: Path) -> None:
+    """Neither alone nor among others, and an edit that it passes by has not happened."""
+    async with opened(database) as (store, heard):
+        ids = await create(store, 3)
+        ignore = f"SELECT RAISE(IGNORE) WHERE old.id = '{ids[1]}'"
+        make_trigger(database, f"BEFORE UPDATE ON sessions BEGIN {ignore}")
+        touches = [store.touch(id_, moment()) for id_ in ids]
+        answers = await together(store, *touches)
+        assert (answers[0], answers[2]) == (True, True)
+        assert not await store.touch(ids[1], moment())
+        assert not await store.edit(ids[1], moment(), lambda record: record)
+        assert not await store.end(ids[1], moment(), "ended", "manual")
+        assert await counts(store, ids) == [1, 0, 1]
+        assert ids[1] not in {id_ for commit in heard.commits for id_ in commit.touched}
+
+
+@pytest.mark.parametrize("what", ["deleted", "moved", "replaced"])
+async def test_what_concerns_all_is_told_to_all_at_once(database: Path, what: str) -> None:
+    """If the file is not the one at its path any more, no call is written, and each hears of it."""
+    async with opened(database) as (store, heard):
+        ids = await create(store, 3)
+        before = len(heard.commits)
+        os.rename(database, database.with_name("moved.db"))
+        if what == "deleted":
+            os.unlink(database.with_name("moved.db"))
+        elif what == "replaced":
+            os.close(os.open(database, os.O_CREAT))
+        for _ in range(2):
+            answers = await asyncio.gather(
+                *(store.touch(id_, moment()) for id_ in ids),
+                store.create(new_record()),
+                store.purge(NOON, 10),
+                store.tidy(moment()),
+                return_exceptions=True,
+            )
+            assert {type(answer) for answer in answers} == {StorageError}
+            assert all("open it again" in str(answer) for answer in answers)
+        assert len(heard.commits) == before
+    if what == "replaced":
+        assert run_sql(database, "SELECT name FROM sqlite_master") == []
+
+
+# -- Touches ---------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_touched_is_told_apart(database: Path) -> None:
+    """Ended, timed out or not there: each hears so, and the others are touched once."""
+    async with opened(database) as (store, _):
+        ids = await create(store, 4)
+        old = new_record(last_activity=NOON - 60 * SECOND)
+        await store.create(old)
+        await store.end(ids[2], moment(), "ended", "manual")
+        asked = [ids[0], old.id, ids[1], "not there", ids[2], ids[3], ids[0]]
+        answers = await together(store, *(store.touch(id_, moment()) for id_ in asked))
+        assert answers == [True, False, True, False, False, True, True]
+        assert await counts(store, [*ids, old.id]) == [2, 1, 0, 1, 0]
+
+
+async def test_touches_of_different_rules_share_a_batch(database: Path) -> None:
+    """Calls with other time-outs, as of two managers on one store, are judged by their own."""
+    async with opened(database) as (store, _):
+        ids = await create(store, 2)
+        now = moment(100)
+        answers = await together(
+            store,
+            *(store.touch(id_, now) for id_ in ids),
+            *(store.touch(id_, now._replace(expiry=LONG)) for id_ in ids),
+        )
+        assert answers[2:] == [True, True]
+        assert await counts(store, ids) == [sum(answers[0::2]), sum(answers[1::2])]
+
+
+IDS = ["plain", 'a"b', "a\\u0022", "{}", "łódka", "🙂", "not there"]  # as JSON has them, and not
+SECONDS = st.integers(-5, 5) | st.integers(58, 62)  # about now, and about the time-out
+
+
+@given(
+    ages=st.lists(SECONDS, min_size=len(IDS) - 1, max_size=len(IDS) - 1),
+    ended=st.sets(st.sampled_from(IDS), max_size=2),
+    touches=st.lists(st.tuples(st.sampled_from(IDS), st.integers(-3, 3)), min_size=2, max_size=12),
+    expiry=st.sampled_from([EXPIRY, Expiry(60 * SECOND, max_lifetime=100 * SECOND)]),
+)
+@settings(max_examples=60)
+def test_touches_together_are_right_for_each(
+    ages: list[int], ended: set[str], touches: list[tuple[str, int]], expiry: Expiry
+) -> None:
+    """Whoever was live at its own moment is touched; counts and times say what was answered."""
+    records = [
+        new_record(id=id_, started_at=NOON - 98 * SECOND, last_activity=NOON - age * SECOND)
+        for id_, age in zip(IDS, ages, strict=False)
+    ]
+    moments = [Moment(NOON + second * SECOND, expiry) for _, second in touches]
+
+    async def run() -> tuple[list[bool], dict[str, Record | None]]:
+        async with opened(":memory:") as (store, _):
+            for record in records:
+                await store.create(record)
+            for id_ in ended:
+                await store.end(id_, Moment(NOON, LONG), "ended", "manual")
+            calls = zip(touches, moments, strict=True)
+            answers = await together(store, *(store.touch(id_, at) for (id_, _), at in calls))
+            return answers, {id_: await store.load(id_) for id_ in IDS}
+
+    answers, after = asyncio.run(run())
+    before = {record.id: record for record in records if record.id not in ended}
+    latest = max(at.now for at in moments)
+    for (id_, _), at, answer in zip(touches, moments, answers, strict=True):
+        was_live = id_ in before and expiry.session(before[id_], at.now).is_active
+        assert answer or not was_live
+        assert not answer or id_ in before
+    for id_, record in before.items():
+        own = [
+            at.now
+            for (each, _), at, answer in zip(touches, moments, answers, strict=True)
+            if each == id_ and answer
+        ]
+        found = after[id_]
+        assert found is not None
+        assert found.interaction_count == len(own)
+        earliest = max([record.last_activity, *own])
+        assert earliest <= found.last_activity <= (max(earliest, latest) if own else earliest)
+
+
+async def test_a_call_that_was_given_up_in_time_is_not_written(database: Path) -> None:
+    """If it was cancelled while it had only gathered, it takes nobody along."""
+    async with opened(database) as (store, _):
+        (id_,) = await create(store, 1)
+        touching = [asyncio.ensure_future(store.touch(id_, moment())) for _ in range(3)]
+        asyncio.get_running_loop().call_soon(touching[1].cancel)
+        answers = await together(store, *touching)
+        assert [type(answer) for answer in answers] == [bool, asyncio.CancelledError, bool]
+        assert await counts(store, [id_]) == [2]
+
+
+async def test_a_cancelled_call_that_is_under_way_is_told_of(
+    database: Path, clock: FakeClock
+) -> None:
+    """If its caller has gone when it is committed, the cache and on_end hear of it all the same."""
+    ended: list[str] = []
+    store, held = SQLiteStore(database), Held()
+    async with quiet(store, clock=clock, on_end=lambda each: ended.append(each.id)) as sessions:
+        ids = [await sessions.create_session("lina") for _ in range(2)]
+        assert (await the_session(sessions, ids[0])).is_active
+        # The end is in one transaction with a change that takes long.
+        calls = [sessions.end_session(ids[0]), store.edit(ids[1], Moment(NOON, LONG), held)]
+        ending, editing = [asyncio.ensure_future(call) for call in calls]
+        await held.has_begun()
+        ending.cancel()
+        await asyncio.sleep(0)
+        held.may_go_on.set()
+        assert await editing
+        assert ending.cancelled()
+        if not ended:
+            await asyncio.sleep(0.01)
+        assert not (await the_session(sessions, ids[0])).is_active
+    assert ended == ids[:1]
