@@ -192,9 +192,12 @@ def time_out(connection: sqlite3.Connection, changes: Changes, moment: Moment, l
         elif len(ends) < limit:
             ends[session_id] = to_text(expires_at)
     timed_out = _time_out(connection, changes, ends) if ends else 0
+    moved = 0
     if alive:
-        connection.execute(queries.UPDATE_SESSIONS_SWEPT, {"ids": json.dumps(alive)})
-    return Swept(timed_out, has_more=len(due) >= limit and timed_out + len(alive) > 0)
+        parameters = {"ids": json.dumps(alive)}
+        moved = connection.execute(queries.UPDATE_SESSIONS_SWEPT, parameters).rowcount
+    # A chunk of sessions that nothing could be done about, as with a trigger, is the last one.
+    return Swept(timed_out, has_more=len(due) >= limit and timed_out + moved > 0)
 
 
 def bring_back(connection: sqlite3.Connection, changes: Changes, moment: Moment, limit: int) -> int:
