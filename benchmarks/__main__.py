@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The command: `python -m benchmarks`, in a checkout.
 
-Exit codes: 0; 1 where something failed; 2 for wrong usage, before anything is measured; 130 when
-interrupted. What a goal says about this machine changes no exit code.
+Exit codes: 0; 1 if something failed; 2 for wrong usage, before anything is measured; 130 when
+interrupted. Whether an aim is met on this machine changes no exit code.
 """
 
 import argparse
@@ -12,123 +12,132 @@ import signal
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from sessionstore.cli.terminal import flush, give_up_output, say, set_up, table
-
 from . import chart, report
-from .bench import Bench, Scenario
+from .aims import judge
+from .bench import FULL, OURS, QUICK, RELEASE, Bench
 from .environment import describe
-from .goals import judge
-from .measure import Results
-from .options import find_loop, find_problem, load, make_parser
-from .plan import Plan
-from .progress import Progress
-from .rivals import RIVALS
+from .rivals import CLASSES, load
+from .rivals.base import Rival
 from .scenarios import SCENARIOS
 
 FAILED = 1
 INTERRUPTED = 130
-OURS = RIVALS[0].key
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what was asked for, and return the exit code."""
-    set_up()
+    """Measure and report, and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     problem = find_problem(options)
     if problem is not None:
         parser.error(problem)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = list_all() if options.list else run(options)
-        flush()
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        complain("interrupted")
+        return measure(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("benchmarks: interrupted\n")
         return INTERRUPTED
-    except OSError as error:
-        give_up_output()
-        if not isinstance(error, BrokenPipeError):
-            complain(str(error))
-        return FAILED
-    return code
 
 
-def complain(problem: str) -> None:
-    """Print one line on standard error."""
-    sys.stderr.write(f"benchmarks: {problem}\n")
-
-
-def list_all() -> int:
-    """Print what there is to choose from."""
-    say("scenarios", *(f"  {scenario.name}" for scenario in SCENARIOS), "rivals")
-    missing = {kind.key: kind().missing() for kind in RIVALS}
-    say(
-        *table(
-            (f"  {kind.key}", kind.name, f"needs {missing[kind.key]}" if missing[kind.key] else "")
-            for kind in RIVALS
-        )
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure sessionstore side by side with the rivals that are installed here.",
     )
-    return 0
+    add = parser.add_argument
+    add("--quick", action="store_true", help="show each scenario; the figures are rough")
+    add("--scenario", nargs="+", metavar="NAME", choices=SCENARIOS, help=", ".join(SCENARIOS))
+    add("--rival", nargs="+", metavar="NAME", choices=CLASSES, help=", ".join(CLASSES))
+    add("--repeats", type=positive, metavar="N", help="rounds of each case")
+    add("--json", type=Path, metavar="PATH", help="write all samples")
+    add("--chart", type=Path, metavar="PREFIX", help="draw PREFIX.svg and PREFIX.png (matplotlib)")
+    add(
+        "--release", type=Path, metavar="PATH",
+        help="compare with another release: a folder with its package, under a name of its own",
+    )  # fmt: skip
+    return parser
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, or take up what was measured, and report it."""
-    if options.source:
-        results = load(options.source)
-        say(*report.head(results.environment))
-        for scenario in SCENARIOS:
-            say(*report.scenario(results, scenario))
-    else:
-        with asyncio.Runner(loop_factory=find_loop() if options.uvloop else None) as runner:
-            results = runner.run(measure(options))
+def positive(text: str) -> int:
+    """Return the number, which argparse names by this function if it is none."""
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def find_problem(options: argparse.Namespace) -> str | None:
+    """Return what would make the run useless in the end, or None."""
+    files = [options.json] if options.json else []
+    if options.chart:
+        files += chart.paths(options.chart)
+        if missing := chart.find_missing():
+            return missing
+    for file in files:
+        if not file.parent.is_dir() or file.is_dir():
+            return f"{file} cannot be written"
+    if options.release:
+        try:
+            load(RELEASE, options.release)
+        except ImportError as error:
+            return f"{options.release} cannot be imported: {error}"
+    return None
+
+
+def find_rivals(options: argparse.Namespace) -> tuple[dict[str, type[Rival]], dict[str, str]]:
+    """Return the rivals that are asked for and can run here, and what the others need."""
+    rivals: dict[str, type[Rival]] = {}
+    missing: dict[str, str] = {}
+    for key in CLASSES:
+        if key in (OURS, *(options.rival or CLASSES)) or (key == RELEASE and options.release):
+            try:
+                rivals[key] = load(key, options.release)
+            except PackageNotFoundError as error:
+                missing[key] = error.name
+            except ImportError as error:
+                missing[key] = error.name or str(error)
+    return rivals, missing
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run the scenarios, and print the figures of each when it is done, then the aims."""
+    plan = QUICK if options.quick else FULL
+    if options.repeats:
+        rounds = ("rounds", "long_rounds", "busy_rounds", "writer_rounds")
+        plan = replace(plan, **dict.fromkeys(rounds, options.repeats))
+    rivals, missing = find_rivals(options)
+    with tempfile.TemporaryDirectory(prefix="sessionstore-", ignore_cleanup_errors=True) as folder:
+        bench = Bench(plan, Path(folder), rivals, options.release)
+        results = bench.results
+        results.environment = {
+            **describe(Path(folder)),
+            "rivals": {key: f"{rival.name}: {rival.version()}" for key, rival in rivals.items()},
+            "missing": missing,
+            "plan": asdict(plan),
+        }
+        report.say(report.head(results.environment))
+        for name in options.scenario or SCENARIOS:
+            asyncio.run(run_scenario(bench, name))
     outcomes = judge(results)
-    say(*report.goals(outcomes), *report.failures(results.failures))
+    report.say([*report.aims(outcomes), *report.failures(results.failures)])
     if options.json:
-        document = {**results.to_json(), "goals": [outcome.to_json() for outcome in outcomes]}
+        document = {**results.to_json(), "aims": [outcome.to_json() for outcome in outcomes]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.chart:
         chart.draw(results, options.chart)
     return FAILED if results.failures else 0
 
 
-async def measure(options: argparse.Namespace) -> Results:
-    """Run the scenarios, and print the figures of each when it is done."""
-    if (task := asyncio.current_task()) is not None:
-        for ending in (signal.SIGTERM, signal.SIGHUP):  # as when the terminal's window is closed
-            asyncio.get_running_loop().add_signal_handler(ending, task.cancel)
-    plan: Plan = options.plan
-    if options.repeats:
-        plan = replace(plan, repeats=options.repeats, long_repeats=options.repeats)
-    wanted = [kind for kind in RIVALS if kind.key in (OURS, *(options.rival or [kind.key]))]
-    missing = {kind.key: what for kind in wanted if (what := kind().missing())}
-    rivals = [kind for kind in wanted if kind.key not in missing]
-    with tempfile.TemporaryDirectory(
-        prefix="sessionstore-", dir=options.folder, ignore_cleanup_errors=True
-    ) as folder:
-        bench = Bench(plan, Path(folder), rivals, Progress())
-        bench.results.environment = {
-            **describe(Path(folder), rivals),
-            "missing": missing,
-            "plan": asdict(plan),
-        }
-        say(*report.head(bench.results.environment))
-        chosen = [each for each in SCENARIOS if each.name in (options.scenario or [each.name])]
-        for number, scenario in enumerate(chosen, 1):
-            bench.progress.stage = f"{scenario.name} ({number} of {len(chosen)})"
-            await run_scenario(bench, scenario)
-    return bench.results
-
-
-async def run_scenario(bench: Bench, scenario: Scenario) -> None:
+async def run_scenario(bench: Bench, name: str) -> None:
     """Run one scenario, and print its figures."""
-    flush()
-    try:
-        with bench.guarding(scenario.name, "all", "the scenario"):
-            await scenario.run(bench)
-    finally:
-        bench.progress.clear()
-    say(*report.scenario(bench.results, scenario))
+    bench.scenario = name
+    with bench.guarding("all", "the scenario"):
+        await SCENARIOS[name].run(bench)
+    report.say(report.scenario(bench.results, name, SCENARIOS[name].RULES))
 
 
 if __name__ == "__main__":

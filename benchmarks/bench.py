@@ -1,28 +1,75 @@
 # SPDX-License-Identifier: MIT
-"""What the scenarios share: the rivals, opened and filled; and rounds in which they take turns.
+"""What the scenarios share: how much is measured, the rivals' stores, and rounds of turns.
 
 Whatever fails in one rival is written down, and the others go on.
 """
 
 import asyncio
-import gc
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from .measure import Failure, Reading, Results, Unit
-from .plan import Plan
-from .progress import Progress
-from .rivals.protocol import Durability, Rival
-from .work import Store, Work
+from .figures import Failure, Reading, Results, Unit
+from .rivals.base import Durability, Rival
+from .work import SMALL, Store, Work, set_garbage_aside
 
-Subject = TypeVar("Subject")
+OURS = "sessionstore"
+RELEASE = "release"
+
 Run = Callable[[], Coroutine[Any, Any, list[Reading]]]  # one subject's turn in one round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. Lengths of time are in seconds."""
+
+    rounds: int = 5
+    long_rounds: int = 3  # of what takes long
+    busy_rounds: int = 10  # of sessionstore in the busy loop
+    writer_rounds: int = 5
+    length: float = 0.3  # of a short run: several checkpoints of activity
+    window: float = 3.0  # of the busy loop, and of processes that write
+    patience: float = 120.0  # until a run that does not end counts as failed
+    tasks: tuple[int, ...] = (1, 10, 100, 1_000)
+    crowd: int = 100  # tasks of what has only one number of them, or two with 1
+    sessions: int = 10_000  # in a store; a tenth of them fits into its cache
+    tables: tuple[int, ...] = (3_000, 300_000)  # sessions that are there before a create
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)  # sessions as a store grows
+    batch: int = 1_000  # calls of each kind, and sessions that time out, at each of these sizes
+    listed: int = 100_000  # sessions beside which the loop must go on
+    singles: int = 500  # creates, or ends, of a run at one task
+    many: int = 3_000  # of a run at many tasks
+    payloads: tuple[int, ...] = (100, 10_000, 100_000)  # bytes
+    processes: tuple[int, ...] = (1, 4)
+    writers: int = 8  # processes
+
+
+FULL = Plan()
+QUICK = Plan(
+    rounds=2,
+    long_rounds=1,
+    busy_rounds=1,
+    writer_rounds=1,
+    length=0.02,
+    window=0.3,
+    tasks=(1, 100),
+    sessions=2_000,
+    tables=(3_000,),
+    sizes=(1_000, 10_000),
+    batch=200,
+    listed=10_000,
+    singles=20,
+    many=200,
+    payloads=(10_000,),
+    processes=(2,),
+    writers=4,
+)
 
 
 @dataclass
@@ -31,77 +78,78 @@ class Bench:
 
     plan: Plan
     folder: Path  # for all files
-    rivals: list[type[Rival]]  # those that can run here; sessionstore is the first
-    progress: Progress
+    rivals: Mapping[str, type[Rival]]  # those that can run here; sessionstore is the first
+    release: Path | None = None  # where the package of another release is
     results: Results = field(default_factory=Results)
+    scenario: str = ""  # the one that runs
 
     async def alternate(
-        self, scenario: str, doing: str, runs: Mapping[str, Run], repeats: int
+        self,
+        what: str,
+        runs: Mapping[str, Run],
+        rounds: int,
+        fewer: Mapping[str, int] | None = None,
     ) -> None:
         """Let each subject run once a round, each time beginning with another one.
 
-        A subject that fails is out, and its samples are dropped.
+        Some may have fewer rounds. The samples of a subject that fails are dropped.
         """
-        runs = dict(runs)
-        cases: dict[str, set[str]] = {}
-        for number in range(repeats):
-            for subject in rotated(list(runs), number):
-                self.progress.show(f"{doing}, round {number + 1} of {repeats}, {subject}")
-                gc.unfreeze()
-                gc.collect()
-                gc.freeze()  # so that none pays for the objects of the others
-                readings = None
-                with self.guarding(scenario, subject, doing):
-                    async with asyncio.timeout(self.plan.patience):
-                        # A task of its own, or TaskGroup would spoil our count of cancellations.
-                        readings = await asyncio.create_task(runs[subject]())
-                if readings is None:
-                    del runs[subject]
-                    self.results.discard(scenario, subject, cases.get(subject, ()))
+        subjects = list(runs)
+        readings: dict[str, list[Reading]] = {subject: [] for subject in subjects}
+        for number in range(rounds):
+            start = number % max(1, len(subjects))
+            for subject in subjects[start:] + subjects[:start]:
+                if subject not in readings or number >= (fewer or {}).get(subject, rounds):
                     continue
-                self.results.add(scenario, readings)
-                cases.setdefault(subject, set()).update(reading.case for reading in readings)
+                tell(f"{self.scenario}: {what}, round {number + 1} of {rounds}, {subject}")
+                set_garbage_aside()  # so that none pays for the objects of the others
+                samples = None
+                with self.guarding(subject, what):
+                    async with asyncio.timeout(self.plan.patience):
+                        samples = await runs[subject]()
+                if samples is None:
+                    del readings[subject]
+                else:
+                    readings[subject] += samples
+        for samples in readings.values():
+            self.results.add(self.scenario, samples)
+        tell("")
 
-    async def compare(
-        self, scenario: str, case: str, works: Mapping[str, Work], repeats: int
-    ) -> None:
+    async def compare(self, case: str, works: Mapping[str, Work], rounds: int) -> None:
         """Let subjects take turns in one kind of work, and note how fast each is."""
 
         async def run(subject: str, work: Work) -> list[Reading]:
             return [Reading(case, subject, Unit.RATE, await work.measure(self.plan.length))]
 
         runs = {subject: partial(run, subject, work) for subject, work in works.items()}
-        await self.alternate(scenario, case, runs, repeats)
+        await self.alternate(case, runs, rounds)
 
     @asynccontextmanager
     async def stores(
         self,
-        scenario: str,
         durability: Durability,
-        data: dict[str, Any],
-        count: int,
-        rivals: Iterable[type[Rival]] | None = None,
+        sessions: int,
+        data: dict[str, Any] = SMALL,
+        keys: Iterable[str] | None = None,
     ) -> AsyncIterator[dict[str, Store]]:
-        """Open all rivals that know the durability, and put so many sessions into each.
+        """Open all rivals, or those named, and put so many sessions into each.
 
         A tenth of the sessions fits into a cache.
         """
         stores: dict[str, Store] = {}
         async with AsyncExitStack() as stack:
-            for kind in self.rivals if rivals is None else rivals:
-                if durability not in kind.durabilities:
-                    continue
-                self.progress.show(f"putting {count:,} sessions into {kind.key}")
-                with self.guarding(scenario, kind.key, "opening it"):
+            for key in self.rivals if keys is None else keys:
+                with self.guarding(key, "opening it"):
                     folder = stack.enter_context(self.temporary_folder())
-                    rival = kind()
-                    await rival.open(folder, durability, count // 10)
-                    stack.push_async_callback(self._close, scenario, rival)
-                    stores[kind.key] = Store(rival, folder, await rival.fill(count, data), data)
+                    rival = self.rivals[key]()
+                    await rival.open(folder, durability, sessions // 10)
+                    stack.push_async_callback(self._close, key, rival)
+                    tell(f"{self.scenario}: {sessions:,} sessions for {key}")
+                    stores[key] = Store(rival, folder, await rival.fill(sessions, data), data)
             yield stores
 
-    async def _close(self, scenario: str, rival: Rival) -> None:
-        with self.guarding(scenario, rival.key, "closing it"):
+    async def _close(self, key: str, rival: Rival) -> None:
+        with self.guarding(key, "closing it"):
             await rival.close()
 
     @contextmanager
@@ -114,41 +162,34 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def guarding(self, scenario: str, subject: str, doing: str) -> Iterator[None]:
-        """Write down what fails in the block, and go on after it, unless interrupted meanwhile."""
+    def guarding(self, subject: str, doing: str) -> Iterator[None]:
+        """Write down what fails in the block, and go on after it."""
         try:
             yield
         except Exception as error:
-            self.results.failures.append(Failure(scenario, subject, doing, explain(error)))
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # a library may have swallowed it
-            raise asyncio.CancelledError
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            line = f"{type(error).__name__}: {error}".split("\n")[0]
+            self.results.failures.append(Failure(self.scenario, subject, doing, line))
 
 
 class Scenario(Protocol):
-    """A question, and the runs that answer it."""
+    """A module that asks a question."""
 
-    name: str
-    rules: str  # for the reader of the figures
+    RULES: str  # for the reader of the figures
 
     async def run(self, bench: Bench) -> None:
         """Add the figures to the results."""
 
 
-def rotated(subjects: list[Subject], number: int) -> list[Subject]:
-    """Return all subjects in their order, but beginning with another one each time."""
-    start = number % max(1, len(subjects))
-    return subjects[start:] + subjects[:start]
+def counted(number: int, noun: str) -> str:
+    """Return the number with its noun, in the plural if it is not one."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """Return the number of things, with the word that fits it."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def explain(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def tell(text: str) -> None:
+    """Show what is going on, on a terminal: one line, in the place of the one before."""
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\x1b[K{text[:columns]}")
+        sys.stderr.flush()

@@ -1,72 +1,86 @@
 # SPDX-License-Identifier: MIT
-"""Processes that measure something by themselves, and are asked and answer in lines of JSON.
+"""Processes that measure, each a coroutine function of this package and its arguments.
 
-A child hears no Ctrl-C: its parent kills it. It ends by itself when its parent is gone.
+A child says that it is ready, begins when it is told, and answers with one line of JSON. It hears
+no Ctrl-C: its parent kills it. It ends by itself when its parent is gone before it has begun.
 """
 
 import asyncio
 import json
 import sys
-from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+READY = "ready"
+
+Begin = Callable[[], Awaitable[None]]  # waits until all children are ready
+Function = Callable[..., Awaitable[Any]]  # takes a Begin, then what JSON can hold
 
 
 class ChildError(Exception):
-    """Say that a child has failed, and how."""
+    """A child has failed."""
 
 
-class Child:
-    """A process that waits for questions."""
+async def run_children(function: Function, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+    """Run the function in a process for each of the arguments; return what they answer.
 
-    def __init__(self, questions: StreamWriter, answers: StreamReader) -> None:
-        self._questions, self._answers = questions, answers
-        self._number = 0  # of the last question
-
-    async def ask(self, question: Any) -> Any:
-        """Return the answer to a question, and skip those that nobody has waited for."""
-        self._number += 1
-        self._questions.write(json.dumps([self._number, question]).encode() + b"\n")
-        await self._questions.drain()
-        while line := await self._answers.readline():
-            number, result, error = json.loads(line)
-            if number == self._number and error:
-                raise ChildError(error)
-            if number == self._number:
-                return result
-        raise ChildError("the process has ended")
-
-
-@asynccontextmanager
-async def started(module: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a module of this package as a child, which is killed at the end of the block."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"{__package__}.{module}", *arguments,
-        stdin=PIPE, stdout=PIPE, cwd=ROOT, start_new_session=True,
-    )  # fmt: skip
+    They begin together, and each is to call `begin` once.
+    """
+    children: list[Process] = []
     try:
-        if process.stdin is None or process.stdout is None:
-            raise ChildError("the process has no pipes")
-        yield Child(process.stdin, process.stdout)
+        for each in arguments:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", __name__, function.__module__, function.__name__,
+                stdin=PIPE, stdout=PIPE, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+            children.append(child)
+            _write(child, each)
+        for child in children:
+            if await _read(child) != READY:
+                raise ChildError("a process has not begun")
+        for child in children:
+            _write(child, READY)
+        return [await _read(child) for child in children]
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        for child in children:
+            if child.returncode is None:
+                child.kill()
+            await child.wait()
 
 
-async def answer(reply: Callable[[Any], Awaitable[Any]]) -> None:
-    """Be a child: reply to each question until there are no more."""
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        number, question = json.loads(line)
-        result, problem = None, ""
-        try:
-            result = await reply(question)
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        sys.stdout.write(json.dumps([number, result, problem]) + "\n")
+def _write(child: Process, value: object) -> None:
+    if child.stdin is not None:
+        child.stdin.write(json.dumps(value).encode() + b"\n")
+
+
+async def _read(child: Process) -> Any:
+    line = await child.stdout.readline() if child.stdout is not None else b""
+    result, error = json.loads(line) if line else (None, "a process has ended")
+    if error:
+        raise ChildError(error)
+    return result
+
+
+async def _be_child(module: str, name: str) -> None:
+    def answer(result: object, error: str = "") -> None:
+        sys.stdout.write(json.dumps([result, error]) + "\n")
         sys.stdout.flush()
+
+    async def begin() -> None:
+        answer(READY)
+        if not await asyncio.to_thread(sys.stdin.readline):
+            raise ChildError("the parent has gone")
+
+    try:
+        function = getattr(import_module(module), name)
+        answer(await function(begin, *json.loads(sys.stdin.readline())))
+    except Exception as error:
+        answer(None, f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    asyncio.run(_be_child(*sys.argv[1:]))

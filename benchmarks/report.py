@@ -1,136 +1,114 @@
 # SPDX-License-Identifier: MIT
-"""The figures as tables for a terminal. Nothing is computed here but what measure.py offers."""
+"""The figures as tables for a terminal."""
 
-import shutil
+import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sessionstore.cli.terminal import table
+from .aims import Outcome
+from .figures import Failure, Figure, Results, Spread, Unit, advantages, spread
 
-from .bench import Scenario
-from .goals import Outcome
-from .measure import Failure, Figure, Results, Spread, Unit, advantages, spread
-
-MEMORY = ("tmpfs", "ramfs")  # file systems that a power cut leaves nothing of
 RULES = (
     "The runs of a case alternate, and each round begins with another one. A figure is the median"
     " over the rounds, with the least and the greatest; the ratio of the first line to another one"
-    " is formed within a round, and says by how many times the first is better. Garbage is"
-    " collected before each run; in it the collector is on, for what the run itself makes."
+    " is formed within a round, and says by how many times the first is better. Only acknowledged"
+    " calls count."
 )
-WIDEST = 100  # columns of running text
-SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
-    Unit.SECONDS: ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
-    Unit.BYTES: ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
-    Unit.SHARE: ((0.01, "%"),),
+WIDTH = 100
+SCALES: dict[Unit | None, tuple[tuple[float, str], ...]] = {
+    Unit.SECONDS: ((1, " s"), (1e-3, " ms"), (1e-6, " µs")),
+    Unit.BYTES: ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B")),
+    Unit.SHARE: ((0.01, " %"),),
 }
 
 
-def number(value: float) -> str:
-    """Return the number with three digits, or all before the point."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def say(lines: Iterable[str]) -> None:
+    """Print the lines on standard output, at once."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.flush()
 
 
-def short_number(value: float) -> str:
-    """Return a number of few digits as a person writes it."""
-    return f"{value:.3g}"
-
-
-def quantity(
-    value: float, unit: Unit | None = None, show: Callable[[float], str] = number
-) -> tuple[str, str]:
-    """Return the number in the scale of the unit that fits it, and the scale with a space."""
-    scales = SCALES.get(unit) if unit else None
-    if scales is None:
-        return show(value), ""
+def quantity(value: float, unit: Unit | None = None) -> str:
+    """Return the number with three digits, or all before the point, in the scale that fits it."""
+    scales = SCALES.get(unit, ((1, ""),))
     scale, name = next((each for each in scales if abs(value) >= each[0]), scales[-1])
-    return show(value / scale), f" {name}"
+    value /= scale
+    digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}{name}"
 
 
 def extent(of: Spread, unit: Unit | None) -> str:
-    """Return the least and the greatest sample, with their scale once where it is the same."""
-    (low, low_scale), (high, high_scale) = quantity(of.low, unit), quantity(of.high, unit)
-    return f"{low}{low_scale if low_scale != high_scale else ''} to {high}{high_scale}"
+    """Return the least and the greatest sample."""
+    least, greatest = quantity(of.least, unit), quantity(of.greatest, unit)
+    scale = greatest[greatest.find(" ") :] if " " in greatest else ""
+    return f"{least.removesuffix(scale)} to {greatest}"
 
 
-def head(environment: dict[str, Any]) -> Iterable[str]:
+def head(environment: dict[str, Any]) -> Iterator[str]:
     """Yield where the figures come from, and whose they are."""
-    plan = environment["plan"]
-    flush = "".join(quantity(environment["flush"], Unit.SECONDS))
-    yield from table(
-        [
-            ("machine", environment["machine"]),
-            ("Python", f"{environment['python']}, event loop: {environment['loop']}"),
-            ("files", f"in {environment['folder']}, on {environment['filesystem']}"),
-            ("fsync", f"{flush} (median)"),
-            ("rounds", f"{plan['repeats']}, or {plan['long_repeats']} of what takes long"),
-            ("date", environment["date"]),
-        ]
-    )
-    if environment["filesystem"] in MEMORY:
-        yield "The files are in memory, where synchronous=FULL costs nothing: see --folder."
+    yield f"{environment['machine']}; {environment['python']}; {environment['date']}"
+    yield f"fsync takes {quantity(environment['fsync'], Unit.SECONDS)} (median)"
     yield ""
-    yield from table(environment["rivals"].items())
+    yield from table([*environment["rivals"].items()])
     for key, what in environment["missing"].items():
-        yield f"{key} is not measured: it needs {what}"
+        yield f"NOT MEASURED: {key}, which needs {what}"
     yield ""
-    yield from wrapped(RULES)
+    yield from textwrap.wrap(RULES, WIDTH)
 
 
-def scenario(results: Results, of: Scenario) -> Iterable[str]:
-    """Yield a table for each case of a scenario that was run, with ratios to its first line."""
-    cases = results.cases(of.name)
-    if cases:
+def scenario(results: Results, name: str, rules: str) -> Iterator[str]:
+    """Yield a table for each case of a scenario, with ratios to its first line."""
+    yield ""
+    yield f"== {name} =="
+    yield from textwrap.wrap(rules, WIDTH)
+    for case, figures in results.cases(name).items():
+        base = next(iter(figures.values()))
+        unit = "calls/s" if base.unit is Unit.RATE else ""
         yield ""
-        yield f"== {of.name} =="
-        yield from wrapped(of.rules)
-    for case, figures in cases.items():
-        rates = figures[0].unit is Unit.RATE
-        rows = [(case, "calls/s" if rates else "", "least to greatest", "first is better by")]
-        rows += [row(figure, figures[0]) for figure in figures]
-        yield ""
-        yield from table(rows, {1, 2, 3})
+        rows = [(case, unit, "least to greatest", "first is better by")]
+        rows += [row(subject, figure, base) for subject, figure in figures.items()]
+        yield from table(rows)
 
 
-def row(figure: Figure, base: Figure) -> tuple[str, str, str, str]:
+def row(subject: str, figure: Figure, base: Figure) -> tuple[str, str, str, str]:
     """Return the line of a figure, with the ratio of the base to it."""
-    of = spread(figure.samples)
-    ratio = spread(advantages(base, figure))
-    versus = "" if figure is base else f"{number(ratio.median)} ({extent(ratio, None)})"
-    middle = "".join(quantity(of.median, figure.unit))
-    return figure.subject, middle, extent(of, figure.unit), versus
+    of, ratios = spread(figure.samples), advantages(base, figure)
+    ratio = (
+        ""
+        if figure is base
+        else f"{quantity(spread(ratios).median)} ({extent(spread(ratios), None)})"
+    )
+    return subject, quantity(of.median, figure.unit), extent(of, figure.unit), ratio
 
 
-def goals(outcomes: Iterable[Outcome]) -> Iterable[str]:
+def aims(outcomes: Iterable[Outcome]) -> Iterator[str]:
     """Yield what the library wants to reach, and whether it did on this machine."""
     yield ""
-    yield "== goals, on this machine =="
-    yield from table(map(goal, outcomes), {2})
+    yield "== aims, on this machine =="
+    yield from table([aim(outcome) for outcome in outcomes])
 
 
-def goal(outcome: Outcome) -> tuple[str, str, str, str]:
-    """Return the line of a goal."""
-    aim = outcome.goal
-    bound = "".join(quantity(aim.target, aim.unit, short_number))
-    demand = f"{'≥' if aim.at_least else '≤'} {bound} {aim.against}"
+def aim(outcome: Outcome) -> tuple[str, str, str, str]:
+    """Return the line of an aim."""
+    start, end = outcome.demand.split("|")
+    demand = f"{start} {quantity(outcome.bound, outcome.unit)} {end}".rstrip()
     if outcome.of is None:
-        return "-", aim.what, "not measured", demand
-    measured = "".join(quantity(outcome.of.median, aim.unit))
-    extremes = extent(outcome.of, aim.unit)
+        return "-", outcome.what, "not measured", demand
+    measured = f"{quantity(outcome.of.median, outcome.unit)} ({extent(outcome.of, outcome.unit)})"
     note = f" ({outcome.note})" if outcome.note else ""
-    verdict = "met" if outcome.is_met else "NOT met"
-    return verdict, aim.what, f"{measured} ({extremes})", demand + note
+    return "met" if outcome.is_met else "MISSED", outcome.what, measured, demand + note
 
 
-def failures(all_: Iterable[Failure]) -> Iterable[str]:
+def failures(all_: Iterable[Failure]) -> Iterator[str]:
     """Yield what could not be measured."""
     for name, subject, doing, error in all_:
-        yield f"failed: {name}, {subject}, {doing}: {error}"
+        yield f"FAILED: {name}, {subject}, {doing}: {error}"
 
 
-def wrapped(text: str) -> list[str]:
-    """Return the text in lines that the terminal can hold."""
-    return textwrap.wrap(text, min(WIDEST, shutil.get_terminal_size().columns - 1))
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the rows with their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for each in rows:
+        cells = (cell.ljust(width) for cell, width in zip(each, widths, strict=True))
+        yield "  ".join(cells).rstrip()

@@ -1,32 +1,40 @@
 # SPDX-License-Identifier: MIT
 """The ways to keep sessions that are measured, in the order of the tables.
 
-Importing this needs sessionstore alone: each rival imports its libraries when it is opened.
+A rival's module imports its libraries, so it is imported only when it is asked for. Without them it
+cannot be, and the rival is left out.
 """
 
-from .disk_cache import DiskCache
-from .django_sessions import DjangoSessions
-from .manager import Sessionstore
-from .plain_aiosqlite import AiosqliteAutocommit, AiosqliteLocked, AiosqliteUsual
-from .plain_sqlite import PlainSqlite, PlainSqliteOneTransaction
-from .protocol import Durability, Rival
-from .redis_hash import RedisHash, RedisPipelined
-from .sqlalchemy_orm import SqlalchemyOrm
-from .starsessions_redis import StarsessionsRedis
+from importlib import import_module
+from pathlib import Path
+from typing import cast
 
-__all__ = ["RIVALS", "Durability", "Rival"]
+from .base import Rival
 
-RIVALS: tuple[type[Rival], ...] = (
-    Sessionstore,
-    PlainSqlite,
-    PlainSqliteOneTransaction,
-    AiosqliteUsual,
-    AiosqliteLocked,
-    AiosqliteAutocommit,
-    SqlalchemyOrm,
-    RedisHash,
-    RedisPipelined,
-    StarsessionsRedis,
-    DjangoSessions,
-    DiskCache,
-)
+CLASSES = {
+    "sessionstore": "manager.Sessionstore",
+    "release": "manager.Release",  # another one, for the option --release
+    "sqlite3": "plain_sqlite.PlainSqlite",
+    "sqlite3-one-transaction": "plain_sqlite.PlainSqliteOneTransaction",
+    "aiosqlite": "plain_aiosqlite.AiosqliteUsual",
+    "aiosqlite-locked": "plain_aiosqlite.AiosqliteLocked",
+    "aiosqlite-autocommit": "plain_aiosqlite.AiosqliteAutocommit",
+    "sqlalchemy": "sqlalchemy_orm.SqlalchemyOrm",
+    "redis": "redis_hash.RedisHash",
+    "redis-pipelined": "redis_hash.RedisPipelined",
+    "starsessions": "starsessions_redis.StarsessionsRedis",
+    "django": "django_sessions.DjangoSessions",
+    "diskcache": "disk_cache.DiskCache",
+}
+
+
+def load(key: str, release: Path | None = None) -> type[Rival]:
+    """Return the rival of a name; `release` is the folder of another release's package.
+
+    Raises:
+        ImportError: a library or program that it needs is not installed.
+    """
+    module, name = CLASSES[key].split(".")
+    rival = cast("type[Rival]", getattr(import_module(f".{module}", __package__), name))
+    rival.check_needs(release)
+    return rival

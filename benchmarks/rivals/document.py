@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""A session as one dict, for the libraries that keep it whole: made, and changed in place."""
+"""A session as one dict, for libraries that keep it whole: loaded, changed, and written back."""
 
 from collections.abc import Callable
 from typing import Any
 
+from .base import Rival
 from .table import now
 
 Document = dict[str, Any]
-Change = Callable[[Document], None]
 
 
 def new_document(child_id: str, data: dict[str, Any]) -> Document:
@@ -23,28 +23,30 @@ def new_document(child_id: str, data: dict[str, Any]) -> Document:
     }
 
 
-def is_active(session: Document | None) -> bool:
-    """Tell whether there is a session, and it has not ended."""
-    return session is not None and session.get("status") == "active"
+class DocumentRival(Rival):
+    """Changes a dict; a subclass loads and saves it."""
 
+    async def _change(self, session_id: str, change: Callable[[Document], Document]) -> bool:
+        """Add to an active session what `change` returns of it; False if there is none."""
+        raise NotImplementedError
 
-def touch(session: Document) -> None:
-    """Set the time and raise the count."""
-    session["last_activity"] = now()
-    session["interaction_count"] += 1
+    async def touch(self, session_id: str) -> bool:
+        """Load, count, save."""
+        return await self._change(
+            session_id,
+            lambda session: {
+                "last_activity": now(),
+                "interaction_count": session["interaction_count"] + 1,
+            },
+        )
 
+    async def update(self, session_id: str, data: dict[str, Any]) -> bool:
+        """Load, merge, save."""
+        return await self._change(
+            session_id,
+            lambda session: {"last_activity": now(), "data": {**session["data"], **data}},
+        )
 
-def merge(data: dict[str, Any]) -> Change:
-    """Return the change that merges the data in."""
-
-    def change(session: Document) -> None:
-        session["last_activity"] = now()
-        session["data"] = {**session["data"], **data}
-
-    return change
-
-
-def end(session: Document) -> None:
-    """Mark it as ended."""
-    session["status"] = "ended"
-    session["ended_at"] = now()
+    async def end(self, session_id: str) -> bool:
+        """Load, mark as ended, save."""
+        return await self._change(session_id, lambda _: {"status": "ended", "ended_at": now()})

@@ -5,31 +5,27 @@ Each await of the connection is a hop to its thread and back.
 """
 
 import asyncio
-import sqlite3
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import aiosqlite
 
-from .installed import versions
-from .protocol import Durability
+from .base import Durability
 from .table import BUSY_TIMEOUT, FILE, SCHEMA, TableRival, pragmas
 
 
 class AiosqliteRival(TableRival):
     """What the three ways have in common."""
 
-    is_concurrent: ClassVar = True
+    distributions: ClassVar = ("aiosqlite",)
 
-    _isolation_level: ClassVar[str | None] = None  # sqlite3 begins no transaction by itself
-
-    def version(self) -> str:
-        """Return the versions of aiosqlite and of SQLite."""
-        return f"{versions('aiosqlite')}, SQLite {sqlite3.sqlite_version}"
+    # None: sqlite3 begins no transaction by itself
+    _isolation_level: ClassVar[Literal["DEFERRED"] | None] = None
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Open the file and make the table."""
         self._folder = folder
+        self._lock = asyncio.Lock()
         self._db = await aiosqlite.connect(
             folder / FILE, timeout=BUSY_TIMEOUT, isolation_level=self._isolation_level
         )
@@ -49,12 +45,11 @@ class AiosqliteUsual(AiosqliteRival):
     """Executes and commits, as the documentation shows it.
 
     Tasks share the connection's transaction: the commit of one takes along what others have written
-    by then, and a rollback would, too. What a call has returned is committed all the same. Where
+    by then, and a rollback would, too. What a call has returned is committed all the same. If
     another process writes as well, a write fails at once with "database is locked" if it joins a
     read that another task has begun before (SQLITE_BUSY_SNAPSHOT): hence not shareable.
     """
 
-    key: ClassVar = "aiosqlite"
     name: ClassVar = "aiosqlite, execute and commit"
     is_shareable: ClassVar = False
 
@@ -72,13 +67,7 @@ class AiosqliteLocked(AiosqliteRival):
     Reads wait, too: on the same connection they would see what is not committed yet.
     """
 
-    key: ClassVar = "aiosqlite-locked"
     name: ClassVar = "aiosqlite, a lock and a transaction a call"
-
-    async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
-        """Open the file and make the table."""
-        self._lock = asyncio.Lock()
-        await super().open(folder, durability, cache_size)
 
     async def _write(self, statement: str, *parameters: str) -> bool:
         async with self._lock:
@@ -99,7 +88,6 @@ class AiosqliteLocked(AiosqliteRival):
 class AiosqliteAutocommit(AiosqliteRival):
     """Makes each call one autocommitted statement and one hop, the least that aiosqlite can do."""
 
-    key: ClassVar = "aiosqlite-autocommit"
     name: ClassVar = "aiosqlite, one autocommitted statement"
 
     async def _write(self, statement: str, *parameters: str) -> bool:

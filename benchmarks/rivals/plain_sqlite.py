@@ -5,24 +5,18 @@ import sqlite3
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .protocol import Durability
+from .base import Durability
 from .table import BUSY_TIMEOUT, FILE, SCHEMA, TableRival, pragmas
 
 
 class PlainSqlite(TableRival):
     """Commits each statement by itself, and blocks the event loop meanwhile."""
 
-    key: ClassVar = "sqlite3"
     name: ClassVar = "sqlite3, synchronous"
     is_concurrent: ClassVar = False
 
-    _isolation_level: ClassVar[Literal["IMMEDIATE"] | None] = (
-        None  # sqlite3 leaves every statement to autocommit
-    )
-
-    def version(self) -> str:
-        """Return the version of the SQLite that Python was linked with."""
-        return f"SQLite {sqlite3.sqlite_version}"
+    # None: sqlite3 begins no transaction by itself
+    _isolation_level: ClassVar[Literal["IMMEDIATE"] | None] = None
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Open the file and make the table."""
@@ -51,7 +45,6 @@ class PlainSqliteOneTransaction(PlainSqlite):
     The transaction that sqlite3 begins by itself keeps all others from writing meanwhile.
     """
 
-    key: ClassVar = "sqlite3-one-transaction"
     name: ClassVar = "sqlite3, all in one transaction"
     is_shareable: ClassVar = False
 

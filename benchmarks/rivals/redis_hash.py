@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .installed import find_missing, versions
-from .protocol import Durability, Rival
+import redis.asyncio
+
+from .base import Durability, Rival
+from .redis_server import HOST, RedisServer, program, server_version
 from .table import new_id, now
 
 LIFETIME = 86_400  # seconds after its last use that Redis keeps a session
@@ -40,53 +42,52 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 1
 """
 
+Command = tuple[str | int, ...]
 
-class RedisHash(Rival):
+
+def connect(server: RedisServer, **options: Any) -> Any:
+    """Return a client with a pool of connections."""
+    pool = redis.asyncio.BlockingConnectionPool(
+        host=HOST, port=server.port, max_connections=CONNECTIONS, timeout=None, **options
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class RedisRival(Rival):
+    """What needs a redis-server."""
+
+    @classmethod
+    def check_needs(cls, release: Path | None) -> None:
+        """Look for the program, too."""
+        super().check_needs(release)
+        program()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the server's version, and no SQLite's."""
+        return f"{server_version()}, {super().version().rpartition(', ')[0]}"
+
+
+class RedisHash(RedisRival):
     """Sends each command by itself and waits for the answer, over a pool of connections."""
 
-    key: ClassVar = "redis"
     name: ClassVar = "Redis, a round trip a call"
-    durabilities: ClassVar = frozenset(Durability)
-    is_concurrent: ClassVar = True
-    has_cache: ClassVar = False
-    is_shareable: ClassVar = True
-
-    def missing(self) -> str | None:
-        """Return what of redis, hiredis and redis-server is not installed."""
-        return find_missing("redis", "hiredis", program="redis-server")
-
-    def version(self) -> str:
-        """Return the versions of the server, the client and its parser."""
-        from .redis_server import server_version
-
-        return f"{server_version()}, {versions('redis', 'hiredis')}"
+    distributions: ClassVar = ("redis", "hiredis")
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Start or find the server, connect, and load the scripts."""
-        import redis.asyncio
-
-        from .redis_server import HOST, RedisServer
-
-        self._server = RedisServer(folder)
-        port = self._server.join(durability)
-        pool = redis.asyncio.BlockingConnectionPool(
-            host=HOST, port=port, max_connections=CONNECTIONS, timeout=None, decode_responses=True
-        )
-        self._client: Any = redis.asyncio.Redis.from_pool(pool)
-        try:
-            self._create, self._change, self._touch = [
-                await self._client.script_load(script) for script in (CREATE, CHANGE, TOUCH)
-            ]
-        except BaseException:
-            await self.close()
-            raise
+        self._server = RedisServer(folder, durability)
+        self._client = connect(self._server, decode_responses=True)
+        self._create, self._change, self._touch = [
+            await self._client.script_load(script) for script in (CREATE, CHANGE, TOUCH)
+        ]
 
     async def close(self) -> None:
         """Disconnect and stop the server."""
         try:
             await self._client.aclose()
         finally:
-            self._server.leave()
+            self._server.stop()
 
     async def fill(self, count: int, data: dict[str, Any]) -> list[str]:
         """Run the script in pipelines."""
@@ -109,26 +110,24 @@ class RedisHash(Rival):
         return await self._call("HGETALL", _key(session_id)) or None
 
     async def touch(self, session_id: str) -> bool:
-        """Set the time and raise the count, where the session is active."""
-        return bool(await self._run(self._touch, session_id, "last_activity", now()))
+        """Set the time and raise the count, if the session is active."""
+        return await self._run(self._touch, session_id, "last_activity", now())
 
     async def update(self, session_id: str, data: dict[str, Any]) -> bool:
-        """Set the fields, where the session is active."""
-        fields = _fields(data)
-        return bool(await self._run(self._change, session_id, "last_activity", now(), *fields))
+        """Set the fields, if the session is active."""
+        return await self._run(self._change, session_id, "last_activity", now(), *_fields(data))
 
     async def end(self, session_id: str) -> bool:
-        """Set the status, where the session is active."""
-        fields = ("status", "ended", "ended_at", now())
-        return bool(await self._run(self._change, session_id, *fields))
+        """Set the status, if the session is active."""
+        return await self._run(self._change, session_id, "status", "ended", "ended_at", now())
 
     async def _call(self, *command: str | int) -> Any:
         return await self._client.execute_command(*command)
 
-    async def _run(self, script: str, session_id: str, *fields: str) -> Any:
-        return await self._call("EVALSHA", script, 1, _key(session_id), LIFETIME, *fields)
+    async def _run(self, script: str, session_id: str, *fields: str) -> bool:
+        return bool(await self._call("EVALSHA", script, 1, _key(session_id), LIFETIME, *fields))
 
-    def _creation(self, id_: str, child_id: str, data: dict[str, Any]) -> tuple[str | int, ...]:
+    def _creation(self, id_: str, child_id: str, data: dict[str, Any]) -> Command:
         at = now()
         return (
             *("EVALSHA", self._create, 1, _key(id_), LIFETIME),
@@ -143,12 +142,11 @@ class RedisPipelined(RedisHash):
     Few programs do this; the client does not do it by itself.
     """
 
-    key: ClassVar = "redis-pipelined"
     name: ClassVar = "Redis, pipelined"
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Start or find the server, connect, and load the scripts."""
-        self._waiting: list[tuple[tuple[str | int, ...], asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._batches: set[asyncio.Task[None]] = set()
         await super().open(folder, durability, cache_size)
 
@@ -166,9 +164,7 @@ class RedisPipelined(RedisHash):
         self._batches.add(task)  # the event loop itself keeps only a weak reference
         task.add_done_callback(self._batches.discard)
 
-    async def _execute(
-        self, batch: list[tuple[tuple[str | int, ...], asyncio.Future[Any]]]
-    ) -> None:
+    async def _execute(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         pipeline = self._client.pipeline(transaction=False)
         for command, _ in batch:
             pipeline.execute_command(*command)

@@ -1,49 +1,56 @@
 # SPDX-License-Identifier: MIT
+# mypy: disallow-subclassing-any=False
 """A session manager on SQLAlchemy's asynchronous ORM: sessionstore's predecessor, written anew.
 
 One ORM session a call, which selects the row, changes its attributes and commits; and a dict of the
 rows last seen in front of it.
 """
 
-import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .installed import find_missing, versions
-from .protocol import Durability, Rival
+from sqlalchemy import JSON, DateTime, Index, String, event
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from .base import Durability, Rival
 from .table import BUSY_TIMEOUT, FILE, fill_table, new_id, pragmas
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"  # of SQLAlchemy's DateTime in SQLite
 
 
+class Base(DeclarativeBase):
+    """The registry of the models."""
+
+
+class SessionRecord(Base):
+    """A row of the table."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("idx_sessions_activity", "status", "last_activity"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    child_id: Mapped[str] = mapped_column(String(36), index=True)
+    status: Mapped[str] = mapped_column(String(20), default="active")
+    started_at: Mapped[datetime] = mapped_column(DateTime)
+    last_activity: Mapped[datetime] = mapped_column(DateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime)
+    data: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    session_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    interaction_count: Mapped[int] = mapped_column(default=0)
+
+
 class SqlalchemyOrm(Rival):
     """Keeps rows in the cache for ever: another process's changes to them are not seen by get."""
 
-    key: ClassVar = "sqlalchemy"
     name: ClassVar = "SQLAlchemy, asynchronous ORM"
-    durabilities: ClassVar = frozenset(Durability)
-    is_concurrent: ClassVar = True
-    has_cache: ClassVar = True
-    is_shareable: ClassVar = True
-
-    def missing(self) -> str | None:
-        """Return what of SQLAlchemy and greenlet is not installed."""
-        return find_missing("sqlalchemy", "greenlet")
-
-    def version(self) -> str:
-        """Return the versions of SQLAlchemy, aiosqlite and SQLite."""
-        return f"{versions('SQLAlchemy', 'aiosqlite')}, SQLite {sqlite3.sqlite_version}"
+    distributions: ClassVar = ("SQLAlchemy", "greenlet", "aiosqlite")
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Make the engine, its hooks and the table."""
-        from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-
-        from .sqlalchemy_model import Base, SessionRecord
-
         self._path = folder / FILE
-        self._record = SessionRecord
         self._cache: dict[str, SessionRecord] = {}
         self._cache_size = cache_size
         # SQLite has one writer at a time anyway. A pool of one is a fair queue for it; with more,
@@ -73,7 +80,7 @@ class SqlalchemyOrm(Rival):
     async def create(self, child_id: str, data: dict[str, Any]) -> str:
         """Add an object and commit."""
         now = datetime.now(UTC)
-        record = self._record(
+        record = SessionRecord(
             id=new_id(), child_id=child_id, started_at=now, last_activity=now, data=data
         )
         async with self._sessions.begin() as session:
@@ -86,7 +93,7 @@ class SqlalchemyOrm(Rival):
         record = self._cache.get(session_id)
         if record is None:
             async with self._readers() as session:
-                record = await session.get(self._record, session_id)
+                record = await session.get(SessionRecord, session_id)
             if record is not None:
                 self._remember(record)
         return record
@@ -119,9 +126,9 @@ class SqlalchemyOrm(Rival):
         return await self._change(session_id, change)
 
     async def _change(self, session_id: str, change: Callable[[Any], None]) -> bool:
-        """Change the object where it is active, and commit."""
+        """Change the object if it is active, and commit."""
         async with self._sessions.begin() as session:
-            record = await session.get(self._record, session_id)
+            record = await session.get(SessionRecord, session_id)
             if record is None or record.status != "active":
                 return False
             change(record)
@@ -129,7 +136,7 @@ class SqlalchemyOrm(Rival):
         return True
 
     def _remember(self, record: Any) -> None:
-        """Keep the object; where there are too many, drop the one kept first."""
+        """Keep the object; if there are too many, drop the one kept first."""
         self._cache[record.id] = record
         if len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]
@@ -138,10 +145,9 @@ class SqlalchemyOrm(Rival):
 def _add_hooks(engine: Any, durability: Durability) -> None:
     """Set up each connection, and begin transactions as SQLAlchemy's documentation of SQLite says.
 
-    IMMEDIATE, since a transaction that reads before it writes fails at once where another process
-    has written in between. A lone SELECT needs no transaction.
+    IMMEDIATE, since a transaction that reads before it writes fails at once if another process has
+    written in between. A lone SELECT needs no transaction.
     """
-    from sqlalchemy import event
 
     def connect(connection: Any, _: object) -> None:
         connection.isolation_level = None

@@ -8,18 +8,17 @@ committed: _write and _read. Each call is one statement, the shortest way that S
 import json
 import sqlite3
 import uuid
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from .protocol import Durability, Rival
+from .base import Durability, Rival
 
 FILE = "sessions.db"
 BUSY_TIMEOUT = 30.0  # seconds: a wait for another process shows as latency, not as an error
-FILLED_SPAN = timedelta(hours=1)  # over which the sessions that fill() makes have started
+FILLED_SPAN = timedelta(hours=1)  # over which the sessions that are put in have started
 
 SCHEMA = (
     """
@@ -39,7 +38,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS idx_sessions_activity ON sessions (status, last_activity)",
 )
 
-# fill_table runs it on other rivals' tables, too: the columns have the same names there.
+# fill_table runs it on SQLAlchemy's table, too: the columns have the same names there.
 INSERT_SESSION = """
 INSERT INTO sessions
        (id, child_id, status, started_at, last_activity, data, metadata, interaction_count)
@@ -60,7 +59,7 @@ UPDATE sessions
    AND status = 'active'
 """
 
-# json_patch merges like dict.update where no value is null or an object.
+# json_patch merges like dict.update if no value is null or an object.
 UPDATE_DATA = """
 UPDATE sessions
    SET last_activity = ?,
@@ -80,7 +79,7 @@ UPDATE sessions
 
 def pragmas(durability: Durability) -> tuple[str, ...]:
     """Return the settings of a connection that are usual for a server's database."""
-    return ("PRAGMA journal_mode = WAL", f"PRAGMA synchronous = {durability.value}")
+    return ("PRAGMA journal_mode = WAL", f"PRAGMA synchronous = {durability}")
 
 
 def new_id() -> str:
@@ -93,44 +92,43 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
+def starts(count: int) -> list[datetime]:
+    """Return when so many sessions have started, evenly over FILLED_SPAN."""
+    end = datetime.now(UTC)
+    return [end - FILLED_SPAN * ((count - number) / count) for number in range(count)]
+
+
+def insert_rows(path: Path, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    """Insert in one transaction of a connection's own, and leave the write-ahead log empty."""
+    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
+        with connection:
+            connection.executemany(statement, rows)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def fill_table(
     path: Path, count: int, data: dict[str, Any], to_text: Callable[[datetime], str]
 ) -> list[str]:
-    """Insert active sessions over a connection of its own, in one transaction; return their ids.
-
-    They have started evenly over FILLED_SPAN. The write-ahead log is left empty.
-    """
-    ids = [new_id() for _ in range(count)]
-    content, end = json.dumps(data), datetime.now(UTC)
-    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
-        with connection:
-            for number, id_ in enumerate(ids):
-                at = to_text(end - FILLED_SPAN * ((count - number) / count))
-                connection.execute(INSERT_SESSION, (id_, f"child-{id_[:8]}", at, at, content))
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return ids
+    """Insert active sessions, and return their ids."""
+    content = json.dumps(data)
+    times = map(to_text, starts(count))
+    rows = [(id_ := new_id(), f"child-{id_[:8]}", at, at, content) for at in times]
+    insert_rows(path, INSERT_SESSION, rows)
+    return [row[0] for row in rows]
 
 
 class TableRival(Rival):
     """Keeps the sessions in the table of SCHEMA; a subclass runs the statements."""
 
-    durabilities: ClassVar = frozenset(Durability)
-    has_cache: ClassVar = False
-    is_shareable: ClassVar = True
-
     _folder: Path
 
-    @abstractmethod
     async def _write(self, statement: str, *parameters: str) -> bool:
         """Run and commit a statement; tell whether it changed a row."""
+        raise NotImplementedError
 
-    @abstractmethod
     async def _read(self, statement: str, *parameters: str) -> object | None:
         """Return the first row, or None."""
-
-    def missing(self) -> str | None:
-        """Return None: sessionstore needs the same."""
-        return None
+        raise NotImplementedError
 
     async def fill(self, count: int, data: dict[str, Any]) -> list[str]:
         """Insert the rows over a connection of their own."""
@@ -147,7 +145,7 @@ class TableRival(Rival):
         return await self._read(SELECT_SESSION, session_id)
 
     async def touch(self, session_id: str) -> bool:
-        """Update the row where it is active."""
+        """Update the row if it is active."""
         return await self._write(UPDATE_ACTIVITY, now(), session_id)
 
     async def update(self, session_id: str, data: dict[str, Any]) -> bool:

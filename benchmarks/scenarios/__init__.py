@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The scenarios, in the order in which they run."""
 
-from benchmarks.bench import Scenario
+from ..bench import Scenario
+from . import busy, create, gap, growth, mix, operations, payload, processes
 
-from .busy import BusyLoop
-from .gap import LoopGap
-from .growth import Growth
-from .mix import Mix
-from .operations import Operations
-from .payload import Payload
-from .processes import Processes
-
-SCENARIOS: tuple[Scenario, ...] = (
-    Operations(),
-    Mix(),
-    BusyLoop(),
-    Growth(),
-    LoopGap(),
-    Processes(),
-    Payload(),
-)
+SCENARIOS: dict[str, Scenario] = {
+    "operations": operations,
+    "create": create,
+    "mix": mix,
+    "busy": busy,
+    "growth": growth,
+    "gap": gap,
+    "processes": processes,
+    "payload": payload,
+}

@@ -6,76 +6,56 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from statistics import quantiles
 from typing import Self
 
-from benchmarks.bench import Bench, Run
-from benchmarks.measure import Reading, Unit
-from benchmarks.rivals.protocol import Durability
-from benchmarks.work import SMALL, Store, UnacknowledgedError
+from ..bench import OURS, Bench, Run
+from ..figures import Reading, Unit
+from ..rivals.base import Durability
+from ..work import Store, UnacknowledgedError
 
-NAME = "busy"
 ALONE = "no clients"  # the loop with its other work only
+CLIENTS = 50
 PERIOD = 0.01  # seconds from one call of a client to its next
-SLICES = (0.0002, 0.002)  # seconds of other work between two turns of the loop
+SLICES = (0.000_2, 0.002)  # seconds of other work between two turns of the loop
+
+RULES = (
+    f"{CLIENTS} clients report an activity every {PERIOD * 1000:g} ms each, in sessions drawn at"
+    " random, in a loop kept fully busy by slices of other work, all of the same amount. A wait is"
+    " from the call to the client's next step; 99 of 100 are shorter than p99. A client that is"
+    " late skips what it has missed. Calls that are not back one window after the end are let go on"
+    " an idle loop, so that their waits are longer than shown. Calls and slices count within the"
+    " window. Synchronous rivals are left out; most have fewer rounds."
+)
 
 
-class BusyLoop:
-    """How long a call waits, and what it takes from the other work."""
-
-    name = NAME
-    rules = (
-        f"Clients that each report an activity every {PERIOD * 1000:g} ms, in a loop kept fully"
-        " busy by slices of other work, all of the same amount. A wait is from the call to the"
-        " client's next step; 99 of 100 are shorter than p99. A client that is late skips what it"
-        " has missed. Calls that are not back one window after the end are let go on an idle loop,"
-        " so that their waits are longer than shown. Calls and slices count within the window."
-        " Synchronous rivals are left out."
-    )
-
-    async def run(self, bench: Bench) -> None:
-        """Measure with each length of slices."""
-        rivals = [rival for rival in bench.rivals if rival.is_concurrent]
-        async with bench.stores(
-            NAME, Durability.NORMAL, SMALL, bench.plan.sessions, rivals
-        ) as stores:
-            for seconds in SLICES:
-                case = f"{seconds * 1000:g} ms slices"
-                burden = Burden(seconds)
-                runs: dict[str, Run] = {
-                    key: partial(run_clients, bench, case, burden, store)
-                    for key, store in stores.items()
-                }
-                runs[ALONE] = partial(run_alone, bench, case, burden)
-                await bench.alternate(NAME, case, runs, bench.plan.long_repeats)
-
-
-def burn(steps: int) -> None:
-    """Do some work, always the same, that holds the GIL."""
-    for _ in range(steps):
-        pass
-
-
-def calibrate(seconds: float) -> int:
-    """Return how many steps of burn take so long when nothing else runs."""
-    steps = 1_000
-    while (taken := min(time_burn(steps) for _ in range(5))) < seconds / 4:
-        steps *= 2
-    return int(steps * seconds / taken)
-
-
-def time_burn(steps: int) -> float:
-    """Return the seconds that burn takes."""
-    begun = time.perf_counter()
-    burn(steps)
-    return time.perf_counter() - begun
+async def run(bench: Bench) -> None:
+    """Measure with each length of slices."""
+    plan = bench.plan
+    keys = [key for key, rival in bench.rivals.items() if rival.is_concurrent]
+    others = {key: min(plan.long_rounds, plan.busy_rounds) for key in keys if key != OURS}
+    async with bench.stores(Durability.NORMAL, plan.sessions, keys=keys) as stores:
+        for seconds in SLICES:
+            case = f"{seconds * 1000:g} ms slices"
+            burden = Burden(seconds)
+            runs: dict[str, Run] = {
+                key: partial(run_clients, bench, case, burden, key, store)
+                for key, store in stores.items()
+            }
+            runs[ALONE] = partial(run_alone, bench, case, burden)
+            await bench.alternate(case, runs, plan.busy_rounds, others)
 
 
 class Burden:
     """Other work of the loop: a callback that is ready again as soon as it has run."""
 
     def __init__(self, seconds: float) -> None:
-        self._steps = calibrate(seconds)
+        """Find out how many steps of work take so long when nothing else runs."""
+        self._steps = 1_000
+        while (taken := min(_time_burn(self._steps) for _ in range(5))) < seconds / 4:
+            self._steps *= 2
+        self._steps = int(self._steps * seconds / taken)
         self._is_on = False
         self._slices = 0
 
@@ -89,7 +69,7 @@ class Burden:
 
     def _turn(self) -> None:
         if self._is_on:
-            burn(self._steps)
+            _burn(self._steps)
             self._slices += 1
             asyncio.get_running_loop().call_soon(self._turn)
 
@@ -100,19 +80,33 @@ class Burden:
         return (self._slices - before) / (time.perf_counter() - begun)
 
 
+def _burn(steps: int) -> None:
+    """Do some work, always the same, that holds the GIL."""
+    for _ in range(steps):
+        pass
+
+
+def _time_burn(steps: int) -> float:
+    begun = time.perf_counter()
+    _burn(steps)
+    return time.perf_counter() - begun
+
+
 @dataclass
 class Clients:
     """Clients with one schedule, and how long their calls have waited."""
 
     store: Store
     end: float
+    random: Random = field(default_factory=lambda: Random(1))
     waits: list[float] = field(default_factory=list)
     in_time: int = 0  # calls that came back within the window
 
-    async def run(self, due: float, session_id: str) -> None:
+    async def run(self, due: float) -> None:
         """Be one of them."""
         while due < self.end:
             await asyncio.sleep(due - time.monotonic())
+            session_id = self.random.choice(self.store.ids)
             called = time.monotonic()
             if not await self.store.rival.touch(session_id):
                 raise UnacknowledgedError("an activity in an active session was refused")
@@ -122,22 +116,23 @@ class Clients:
             due += PERIOD * max(1, math.ceil((now - due) / PERIOD))
 
 
-async def run_clients(bench: Bench, case: str, burden: Burden, store: Store) -> list[Reading]:
+async def run_clients(
+    bench: Bench, case: str, burden: Burden, key: str, store: Store
+) -> list[Reading]:
     """Run all clients for the window, and read off what they and the other work have done."""
-    window, count = bench.plan.window, bench.plan.clients
+    window = bench.plan.window
     begin = time.monotonic()
     clients = Clients(store, begin + window)
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(clients.run(begin + PERIOD * number / count, id_))
-            for number, id_ in enumerate(store.ids[:count])
+            group.create_task(clients.run(begin + PERIOD * number / CLIENTS))
+            for number in range(CLIENTS)
         ]
         with burden:
             slices = await burden.count(window)
             await asyncio.wait(tasks, timeout=window)
     await store.rival.settle()
     percentiles = quantiles(clients.waits, n=100, method="inclusive")
-    key = store.rival.key
     return [
         Reading(f"activity, {case}", key, Unit.RATE, clients.in_time / window),
         Reading(f"median wait, {case}", key, Unit.SECONDS, percentiles[49]),

@@ -2,74 +2,186 @@
 """Several processes on one file, as the workers of a web server are."""
 
 import asyncio
+import itertools
+import mmap
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
 
-from benchmarks.bench import Bench, Run, counted
-from benchmarks.children import Child, started
-from benchmarks.measure import Reading, Unit
-from benchmarks.rivals.protocol import Durability
-from benchmarks.work import SMALL, Store
+from ..bench import OURS, RELEASE, Bench, counted
+from ..children import Begin, run_children
+from ..figures import Reading, Unit
+from ..rivals import load
+from ..rivals.base import Durability
+from ..rivals.manager import Sessionstore
+from ..work import SMALL, Call, Store, UnacknowledgedError, call_all, mix, touches
 
-NAME = "processes"
-PAUSE = 0.05  # seconds between the question and the window, for all to be ready
+HOT = 12  # sessions that all processes get and touch
+CREW = 4  # processes that do so
+TASKS = 10  # of each of them
+WRITES = (5, 60)  # percent
+STALE, HITS = "stale gets", "cache hits"
+FAIRNESS = "slowest to fastest"
+SHARED = "acknowledged"  # a file of counters in the folder
 
-
-class Processes:
-    """What all processes get done together."""
-
-    name = NAME
-    rules = (
-        "Calls that came back in a window that begins for all processes at the same moment, each"
-        " with as many tasks as the mix. Gets and activity as in the mix and the single operations,"
-        " durability as there. The rivals that one process has to itself are left out."
-    )
-
-    async def run(self, bench: Bench) -> None:
-        """Start all processes, and let one, two or more of a rival work at a time."""
-        plan = bench.plan
-        rivals = [rival for rival in bench.rivals if rival.is_shareable]
-        async with (
-            bench.stores(NAME, Durability.NORMAL, SMALL, plan.sessions, rivals) as stores,
-            AsyncExitStack() as stack,
-        ):
-            crews: dict[str, list[Child]] = {}
-            for key, store in stores.items():
-                bench.progress.show(f"starting processes for {key}")
-                with bench.guarding(NAME, key, "starting processes"):
-                    crews[key] = await start_crew(stack, store, max(plan.processes))
-            for kind in ("activity", "mix"):
-                for count in plan.processes:
-                    case = f"{kind}, {counted(count, 'process', 'processes')}"
-                    runs: dict[str, Run] = {
-                        key: partial(run_crew, bench, case, kind, key, crew[:count])
-                        for key, crew in crews.items()
-                    }
-                    await bench.alternate(NAME, case, runs, plan.long_repeats)
+RULES = (
+    "Calls that came back in a window, of all processes together, each with as many tasks as the"
+    " mix. Gets and activity as in the mix and the single operations, durability as there. Rivals"
+    f" that one process has to itself are left out. The hot sessions are {HOT}, got and touched by"
+    f" {TASKS} tasks of each process: a get is stale if it shows fewer interactions than had been"
+    " acknowledged, to whatever process, before it began. The writers report activity in random"
+    " sessions; of their calls the fewest of a process are held against the most of one."
+)
 
 
-async def start_crew(stack: AsyncExitStack, store: Store, count: int) -> list[Child]:
-    """Start processes that have the store open."""
-    arguments = ("worker", store.rival.key, str(store.folder), str(len(store.ids) // 10))
-    crew = [await stack.enter_async_context(started(*arguments)) for _ in range(count)]
-    questions = [{"ids": store.ids, "seed": number} for number in range(count)]
-    await asyncio.gather(*map(Child.ask, crew, questions))
-    return crew
+async def run(bench: Bench) -> None:
+    """Measure what all get done together, what their caches are worth, and how fair writing is."""
+    plan = bench.plan
+    keys = [key for key, rival in bench.rivals.items() if rival.is_shareable]
+    async with bench.stores(Durability.NORMAL, plan.sessions, keys=keys) as stores:
+        for kind, count in itertools.product(("activity", "mix"), plan.processes):
+            case = f"{kind}, {counted(count, 'process')}"
+            runs = {
+                key: partial(run_crew, bench, case, key, store, kind, count)
+                for key, store in stores.items()
+            }
+            await bench.alternate(case, runs, plan.long_rounds)
+        managers = {key: stores[key] for key in (OURS, RELEASE) if key in stores}
+        for share in WRITES:
+            case = f"{CREW} processes, {HOT} sessions, {share} % writes"
+            runs = {
+                key: partial(run_hot, bench, case, key, store, share)
+                for key, store in managers.items()
+            }
+            await bench.alternate(case, runs, plan.long_rounds)
+        case = counted(plan.writers, "writing process")
+        runs = {
+            key: partial(run_writers, bench, case, key, store) for key, store in managers.items()
+        }
+        await bench.alternate(case, runs, plan.writer_rounds)
 
 
 async def run_crew(
-    bench: Bench, case: str, kind: str, key: str, crew: list[Child]
+    bench: Bench, case: str, key: str, store: Store, kind: str, count: int
 ) -> list[Reading]:
-    """Let the processes work for one window, and add up their calls."""
-    seconds = bench.plan.window
-    window = {
-        "kind": kind,
-        "tasks": bench.plan.crowd,
-        "begin": time.monotonic() + PAUSE,
-        "seconds": seconds,
-    }
-    async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(child.ask(window)) for child in crew]
-    count = sum(task.result() for task in asked)
-    return [Reading(case, key, Unit.RATE, count / seconds)]
+    """Let the processes work for a part of the window, and add up their calls."""
+    window = bench.plan.window / 4
+    counts = await call_in_processes(bench, key, store, kind, count, window, bench.plan.crowd)
+    return [Reading(case, key, Unit.RATE, sum(counts) / window)]
+
+
+async def run_writers(bench: Bench, case: str, key: str, store: Store) -> list[Reading]:
+    """Let the processes write for the window, and compare their calls."""
+    window, count = bench.plan.window, bench.plan.writers
+    counts = await call_in_processes(bench, key, store, "activity", count, window, TASKS)
+    return [
+        Reading(f"{FAIRNESS}, {case}", key, Unit.SHARE, min(counts) / max(counts)),
+        Reading(f"activity, {case}", key, Unit.RATE, sum(counts) / window),
+    ]
+
+
+async def call_in_processes(
+    bench: Bench, key: str, store: Store, kind: str, count: int, window: float, tasks: int
+) -> list[int]:
+    """Return how many calls each process has made."""
+    release = str(bench.release) if bench.release else None
+    common = (key, release, str(store.folder), store.ids, kind, window, tasks)
+    return await run_children(call_for, [(*common, seed) for seed in range(count)])
+
+
+async def call_for(
+    begin: Begin,
+    key: str,
+    release: str | None,
+    folder: str,
+    ids: list[str],
+    kind: str,
+    window: float,
+    tasks: int,
+    seed: int,
+) -> int:
+    """Return how many calls this process makes in the window."""
+    rival = load(key, Path(release) if release else None)()
+    await rival.open(Path(folder), Durability.NORMAL, len(ids) // 10)
+    store = Store(rival, Path(folder), ids, SMALL)
+    calls = {"activity": touches, "mix": mix}[kind](store, seed)
+    await call_all(itertools.islice(calls, tasks))
+    await begin()
+    end = time.monotonic() + window
+    counts = await asyncio.gather(*(call_until(end, calls) for _ in range(tasks)))
+    await rival.settle()
+    await rival.close()
+    return sum(counts)
+
+
+async def call_until(end: float, calls: Iterator[tuple[Call, str]]) -> int:
+    """Make one call after the other, and count those that came back before the end."""
+    count = 0
+    for call in calls:
+        await call_all([call])
+        if time.monotonic() >= end:
+            break
+        count += 1
+    return count
+
+
+async def run_hot(bench: Bench, case: str, key: str, store: Store, share: int) -> list[Reading]:
+    """Let the processes get and touch the same few sessions, and count hits and stale gets."""
+    file = store.folder / SHARED
+    file.write_bytes(bytes(8 * HOT * CREW))
+    release = str(bench.release) if bench.release else None
+    ids = await store.rival.fill(HOT, SMALL)
+    common = (key, release, str(store.folder), ids, share, bench.plan.window)
+    counts = await run_children(get_hot, [(*common, number) for number in range(CREW)])
+    hits, misses, stale = map(sum, zip(*counts, strict=True))
+    return [
+        Reading(f"{HITS}, {case}", key, Unit.SHARE, hits / (hits + misses)),
+        Reading(f"{STALE}, {case}", key, Unit.COUNT, stale),
+    ]
+
+
+async def get_hot(
+    begin: Begin,
+    key: str,
+    release: str | None,
+    folder: str,
+    ids: list[str],
+    share: int,
+    window: float,
+    number: int,
+) -> tuple[int, int, int]:
+    """Return the hits, the misses and the stale gets of this process."""
+    rival: Any = load(key, Path(release) if release else None)()
+    if not isinstance(rival, Sessionstore):
+        raise TypeError(key)
+    await rival.open(Path(folder), Durability.NORMAL, len(ids))
+    random = Random(number)
+    stale = 0
+
+    async def call_again_and_again(acknowledged: memoryview) -> None:
+        nonlocal stale
+        while time.monotonic() < end:
+            place = random.randrange(len(ids))
+            if random.random() < share / 100:
+                if not await rival.touch(ids[place]):
+                    raise UnacknowledgedError("an activity in an active session was refused")
+                acknowledged[number * len(ids) + place] += 1  # nobody else writes this one
+            else:
+                at_least = sum(acknowledged[place :: len(ids)])
+                session: Any = await rival.get(ids[place])
+                stale += session.interaction_count < at_least
+
+    with (
+        (Path(folder) / SHARED).open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as mapped,
+        memoryview(mapped).cast("Q") as counters,
+    ):
+        await begin()
+        end = time.monotonic() + window
+        await asyncio.gather(*(call_again_and_again(counters) for _ in range(TASKS)))
+    stats = await rival.manager.get_session_stats()
+    await rival.close()
+    return stats["cache_hits"], stats["cache_misses"], stale
