@@ -4,7 +4,8 @@
 Each case is a target, a kind of damage and a moment, run by a process of its own kind, so that one
 that is killed or hangs is seen. All calls of the API must then work, or raise one of our errors,
 and what they show must be what was written at some time: nothing foreign, nothing made up. What
-cannot be held to that is named with its reason: SQLite has no checksums in the database file.
+cannot be held to that is named with its reason: SQLite has no checksums in the database file. What
+sidecar.py assumes of a lock file in use is left out: that nobody cuts it off or writes into it.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sessionstore import Session, SessionManager, SessionStoreError, StorageError, preparation
+from sessionstore import Session, SessionManager, SessionStoreError, StorageError
 
 from ..children import Child, Line, is_locked
 
@@ -386,6 +387,12 @@ async def try_cases(line: Line) -> None:
         line.say(await trial.close())
 
 
+def head(path: Path) -> bytes:
+    """Return the content of a file; of a huge one, what there is of it."""
+    with open(path, "rb") as file:
+        return file.read(2**20)
+
+
 def digests(folder: Path) -> dict[str, tuple[int, int, str]]:
     """Return what there is in a folder: of each file its mode, its size and its content.
 
@@ -399,10 +406,22 @@ def digests(folder: Path) -> dict[str, tuple[int, int, str]]:
             continue
         content = b""
         if stat.S_ISREG(status.st_mode) and not path.name.endswith("-lock"):
-            with open(path, "rb") as file:
-                content = file.read(2**20)
+            content = head(path)
         found[path.name] = status.st_mode, status.st_size, hashlib.sha256(content).hexdigest()
     return found
+
+
+def contents(folder: Path) -> list[str]:
+    """Return what SQLite makes of a database and the log beside it, or what is wrong with them."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as copy:
+        for path in (folder / "a.db", folder / "a.db-wal"):
+            if path.is_file():
+                Path(copy, path.name).write_bytes(head(path))
+        try:
+            with closing(sqlite3.connect(Path(copy, "a.db"))) as connection:
+                return list(connection.iterdump())
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            return [str(error)]
 
 
 class Bench:
@@ -429,6 +448,9 @@ class Bench:
         if not while_open:
             damage(path, rng, self._images["other"].folder)
         before = digests(folder)
+        # What is left in the log of a crashed process goes into its database, refused or not.
+        has_log = case.moment == "killed" and case.target != "wal"
+        contents_before = contents(folder) if has_log else []
         line = self._line()
         try:
             line.say((folder / "a.db", known, case.exact, bool(case.open_to_all), while_open))
@@ -446,6 +468,8 @@ class Bench:
             verdict = Verdict(["the process hung"], 0, 0, False)
             self.close()
         else:
+            if refused and has_log and contents(folder) == contents_before:
+                after = before
             # What SQLite notices only when it writes, it notices after the log was copied in.
             late = case.open_to_all and case.moment == "killed"
             if refused and before != after and not late:
@@ -482,21 +506,22 @@ def bench(images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def grid() -> list[Case]:
-    """Return each damage to each file at each moment, but for what kills by the rules of mmap."""
+    """Return each damage to each file at each moment, but for what is assumed not to happen."""
     cases = []
     for target in SUFFIXES:
         for moment in ("killed", "closed", "open"):
             for kind in KINDS:
                 case = Case(target, kind, moment, 0)
                 is_missing = moment == "closed" and target in ("wal", "shm")
-                if not (is_missing and KINDS[kind] in CONTENT) and not is_fatal(case):
+                if not (is_missing and KINDS[kind] in CONTENT) and not is_assumed_away(case):
                     cases.append(case)
     return cases
 
 
-def is_fatal(case: Case) -> bool:
-    """Say whether it cuts a file that is mapped: the system then kills who touches the mapping."""
-    return case.moment == "open" and case.kind == "cut" and case.target in ("shm", "sidecar")
+def is_assumed_away(case: Case) -> bool:
+    """Return whether it cuts off what is mapped, which kills, or writes into a lock file in use."""
+    changes = ("cut", "flip", "block") if case.target == "sidecar" else ("cut",)
+    return case.moment == "open" and case.target in ("shm", "sidecar") and case.kind in changes
 
 
 @pytest.mark.parametrize("target", SUFFIXES)
@@ -520,13 +545,13 @@ def random_cases(number: int, seed: int) -> Iterator[Case]:
     while number:
         ((target, moment),) = rng.choices(places, weights)
         case = Case(target, rng.choice(CONTENT).__name__, moment, rng.randrange(2**32))
-        if not is_fatal(case):
+        if not is_assumed_away(case):
             number -= 1
             yield case
 
 
 @pytest.mark.parametrize(
-    "number", [80, pytest.param(5_000, marks=[pytest.mark.torture])], ids=["quick", "torture"]
+    "number", [40, pytest.param(5_000, marks=[pytest.mark.torture])], ids=["quick", "torture"]
 )
 def test_random_damage_to_contents_is_borne(bench: Bench, number: int) -> None:
     """Cut, flipped or overwritten anywhere: our errors or right answers, and no other end."""
@@ -557,31 +582,30 @@ def test_what_nobody_wrote_is_noticed(bench: Bench, images: dict[str, Image]) ->
     verdict = bench.run(Case("sidecar", "gone", "closed", 0), known=more)
     assert verdict.wrong == ["a session is missing"]
     fatal = Case("sidecar", "cut", "open", 0)
-    assert is_fatal(fatal)
+    assert is_assumed_away(fatal)
     assert bench.run(fatal).wrong == [f"the process died of {-signal.SIGBUS}"]
 
 
-# -- A lock file that is cut while it is mapped ----------------------------------------------------
+# -- A lock file that is cut off, or gone, while it is in use --------------------------------------
 
 
-async def read_or_write(line: Line, database: Path) -> None:
-    """Make sessions, and then read or write one of them as told."""
+async def read_one(line: Line, database: Path) -> None:
+    """Make sessions, and read one of them when told."""
     async with SessionManager(database, **SETTINGS) as sessions:
         ids = [await sessions.create_session("lina", {"version": 0}) for _ in range(20)]
         line.say(ids)
-        while (what := line.hear()) is not None:
-            if what == "read":
-                line.say(await sessions.get_session(ids[0]) is not None)
-            else:
-                line.say(await sessions.update_activity(ids[0]))
+        line.hear()
+        await sessions.get_session(ids[0])
 
 
-async def test_it_kills_who_reads_it_and_nothing_else(database: Path) -> None:
-    """The system kills who touches a mapping beyond the file's end; what it wrote is all there."""
-    with Child(read_or_write, database) as child:
+async def test_a_lock_file_that_is_cut_off_kills_its_reader_and_nothing_else(
+    database: Path,
+) -> None:
+    """The system kills a process that reads a mapping beyond the file's end; its work is there."""
+    with Child(read_one, database) as child:
         ids = child.line.hear()
         os.truncate(f"{database}-lock", 0)
-        child.line.say("read")
+        child.line.say()
         assert child.join() == -signal.SIGBUS
     async with SessionManager(database, **SETTINGS) as sessions:
         for id_ in ids:
@@ -589,21 +613,6 @@ async def test_it_kills_who_reads_it_and_nothing_else(database: Path) -> None:
             session = await sessions.get_session(id_)
             assert session is not None
             assert session.interaction_count == 1
-
-
-@pytest.mark.parametrize("size", [0, 1, 4_096, 524_287, 524_288, 524_290, 524_295])
-def test_the_next_write_of_anybody_mends_it(database: Path, size: int) -> None:
-    """Where a write comes before a read, the file has its length again, and nobody dies."""
-    with Child(read_or_write, database) as one, Child(read_or_write, database) as other:
-        assert len(one.line.hear()) == len(other.line.hear()) == 20
-        os.truncate(f"{database}-lock", size)
-        for child, what in ((one, "write"), (other, "read"), (one, "read"), (other, "write")):
-            child.line.say(what)
-            assert child.line.hear() is True
-        for child in (one, other):
-            child.line.say()
-            assert child.join() == 0
-    assert os.path.getsize(f"{database}-lock") == 524_296
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "null", "full", "dangling", "loop"])
@@ -727,24 +736,6 @@ def test_what_may_not_be_written_is_refused(
     if not refused:
         del before["a.db-lock"], after["a.db-lock"]
     assert after == before
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user for a while")
-@pytest.mark.skipif(os.access not in os.supports_effective_ids, reason="the system cannot say it")
-def test_it_is_the_effective_user_who_may_not_write() -> None:
-    """Who has put root's rights aside may read what root alone may write, as other users may."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own would be shut
-        path = Path(folder, "a.db")
-        path.touch()
-        path.parent.chmod(0o755)
-        path.chmod(0o644)
-        assert preparation._may_write(str(path))
-        os.seteuid(65_534)
-        try:
-            may_write = preparation._may_write(str(path))
-        finally:
-            os.seteuid(0)
-    assert not may_write
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounting needs root")
