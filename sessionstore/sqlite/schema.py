@@ -32,7 +32,7 @@ class Migration(NamedTuple):
 
 def _read_migrations() -> list[Migration]:
     """Return all migrations of this release, in their order."""
-    folder = files(__package__) / "migrations"
+    folder = files(__package__ or "") / "migrations"
     return sorted(
         Migration(
             int(entry.name.split("_")[0]), entry.name.removesuffix(".sql"), entry.read_text("utf-8")
@@ -42,7 +42,7 @@ def _read_migrations() -> list[Migration]:
     )
 
 
-SCHEMA = (files(__package__) / "schema.sql").read_text("utf-8")
+SCHEMA = (files(__package__ or "") / "schema.sql").read_text("utf-8")
 MIGRATIONS = _read_migrations()
 
 
