@@ -66,12 +66,12 @@ class Result(NamedTuple):
     outcomes: Counter[str]  # of its own sessions, by their final status
     missing: int  # sessions that have not ended, or that somebody has deleted
     writes: int  # calls that wrote, and were acknowledged
-    working_seconds: float  # real ones in which a conversation was under way, pauses not counted
+    working_seconds: float  # real seconds in which a conversation was under way, without pauses
     stats: SessionStats  # of the whole file
 
 
 class DemoClock:
-    """A clock that stands still while anyone is awake, and else runs to the next one's waking."""
+    """A clock that stands still while anyone is awake, and otherwise runs to the next alarm."""
 
     def __init__(self, start: float, minute: float) -> None:
         self._now = start
@@ -81,7 +81,7 @@ class DemoClock:
         self._awake = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped_at = time.monotonic()
-        self.stopped_seconds = 0.0  # real ones in which somebody was awake
+        self.stopped_seconds = 0.0  # real seconds in which somebody was awake
 
     def __call__(self) -> float:
         """Return seconds since the epoch, as a store's clock does."""
@@ -97,7 +97,7 @@ class DemoClock:
             self._rest()
 
     async def sleep(self, minutes: float) -> None:
-        """Let the clock move by so many minutes. Call it in a block of stopped() only."""
+        """Let the clock move by some minutes. Call it only in a block of stopped()."""
         alarm: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._alarms, (self._now + minutes * 60, next(self._order), alarm))
         self._rest()
@@ -132,13 +132,9 @@ class DemoClock:
 
 
 async def run(
-    database: str,
-    count: int,
-    report: Callable[[Progress], None],
-    *,
-    minute: float = MINUTE,
+    database: str, count: int, report: Callable[[Progress], None], *, minute: float = MINUTE
 ) -> Result:
-    """Run so many sessions through their whole life in the file, and say what became of them.
+    """Run `count` sessions through their whole life in the file; return what became of them.
 
     `report` is called now and then, and at the end; an exception in it stops the demo. `minute` is
     the real time, in seconds, that a minute of the demo's clock takes.
@@ -264,7 +260,7 @@ class _Cast:
 
 
 def _plans(count: int) -> Iterator[tuple[str, Sequence[str], str]]:
-    """Yield a child, its devices and its ending, until there are so many sessions.
+    """Yield a child, its devices and its ending, until there are `count` sessions.
 
     The names are of this run alone: ending all sessions of a child must end nobody else's.
     """
@@ -280,7 +276,7 @@ def _plans(count: int) -> Iterator[tuple[str, Sequence[str], str]]:
 
 
 async def _side_by_side(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them all as tasks; when one fails or the caller is cancelled, stop the others."""
+    """Run all of them as tasks; if one fails or the caller is cancelled, stop the others."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)

@@ -3,7 +3,7 @@
 
 Everything goes through SessionManager. Only the demo makes a file. Exit codes: 0 done; 1 not there,
 or a file that cannot be used; 2 wrong usage; 130 interrupted. An error is one line on standard
-error, after the usage if that was wrong, and never a traceback.
+error, with argparse's usage before it if argparse has found it, and never a traceback.
 """
 
 import argparse
@@ -47,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    except ValueError:  # that is what Python says of a stream that was closed
+    except ValueError:  # what Python raises for a stream that was closed
         complain("the output is closed")
         return FAILED
     except OSError as error:
         give_up_output()
-        if not isinstance(error, BrokenPipeError):  # that is a reader who has seen enough
+        if not isinstance(error, BrokenPipeError):  # a reader who has seen enough
             what = error.filename or "the output cannot be written"
             complain(f"{what}: {error.strerror or error}")
         return FAILED
@@ -73,7 +73,7 @@ def _run(argv: list[str] | None) -> int:
         complain(str(failure))
     except SessionStoreError as error:
         complain(f"{options.path}: {error}")
-    except (ValueError, RecursionError) as error:  # as of the year 0, or nested without end
+    except (ValueError, RecursionError) as error:  # JSON that is infinite or nested too deep
         complain(f"{options.path}: a session in it cannot be read: {error}")
     else:
         return 0

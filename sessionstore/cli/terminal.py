@@ -22,8 +22,8 @@ REDRAW_INTERVAL = 0.1  # seconds
 
 
 def set_up() -> None:
-    """Let no character that the output cannot encode be an error, and show the warnings."""
-    # A host that runs this inside may have put anything in the place of standard output.
+    """Escape what the encoding of the output lacks, and show the library's warnings."""
+    # A program that calls main() may have put anything in the place of standard output.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
@@ -47,13 +47,13 @@ def complain(problem: str) -> None:
 
 
 def flush() -> None:
-    """Write out what was printed; raise OSError where that fails."""
+    """Write out what was printed; raise OSError if that fails."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def give_up_output() -> None:
-    """Send what is still to be written nowhere, or Python would fail again at its exit."""
+    """Drop what is still to be written: Python would fail again at its exit."""
     with suppress(OSError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -91,7 +91,7 @@ def table(rows: Iterable[Iterable[str]], numbers: Container[int] = ()) -> Iterat
 
 def shorten(text: str, width: int) -> str:
     """Cut a text that takes more than so many columns of a terminal."""
-    start = text[: 8 * width]  # with what is drawn over it; another program's may have no end
+    start = text[: 8 * width]  # room for combining characters, but not for a megabyte of them
     if len(start) == len(text) and _width(printable(text)) <= width:
         return printable(text)
     text = printable(start)
@@ -109,7 +109,7 @@ def _width(text: str) -> int:
 
 
 class Meter:
-    """Shows how far something is: as a bar on a terminal, in a few lines elsewhere."""
+    """A display of progress: a bar on a terminal, a few lines elsewhere."""
 
     def __init__(self) -> None:
         self._bar = sys.stdout is not None and sys.stdout.isatty()
@@ -117,7 +117,7 @@ class Meter:
         self._drawn_at = 0.0
 
     def show(self, share: float, figures: str) -> None:
-        """Draw the bar anew, or print a line after each quarter."""
+        """Redraw the bar, or print a line after each quarter."""
         if self._bar:
             if share == 1 or time.monotonic() - self._drawn_at > REDRAW_INTERVAL:
                 self._draw(sys.stdout, share, figures)
@@ -133,7 +133,7 @@ class Meter:
             say("")
 
     def _draw(self, output: TextIO, share: float, figures: str) -> None:
-        columns = shutil.get_terminal_size().columns - 1  # the last one would begin a new line
+        columns = shutil.get_terminal_size().columns - 1  # the last one would start a new line
         size = min(BAR_SIZE, columns - len(figures) - 3)
         bar = f"[{'#' * int(share * size):-<{size}}] " if size > 0 else ""
         output.write("\r" + f"{bar}{figures}"[:columns].ljust(columns))
@@ -142,7 +142,7 @@ class Meter:
 
 
 class OneLineFormatter(logging.Formatter):
-    """Shows a warning as one line; of an exception, its message and no traceback."""
+    """A warning as one line, with the message of an exception but no traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with its level in front of it."""

@@ -303,17 +303,23 @@ def test_no_command_makes_a_file(command: list[str], tmp_path: Path, capsys: Out
 def test_a_file_that_cannot_be_used_is_1(
     command: list[str], tmp_path: Path, capsys: Output
 ) -> None:
-    """A folder, a device, garbage and another program's table are refused in one line."""
-    garbage, foreign = tmp_path / "garbage.db", tmp_path / "foreign.db"
+    """A folder, a device, garbage and files without our sessions are refused in one line."""
+    garbage, empty = tmp_path / "garbage.db", tmp_path / "empty.db"
+    foreign, host = tmp_path / "foreign.db", tmp_path / "host.db"
     garbage.write_bytes(bytes(range(256)) * 16)
-    with closing(sqlite3.connect(foreign)) as connection:
-        connection.execute("CREATE TABLE sessions (token TEXT)")
-    for path in (tmp_path, Path(os.devnull), garbage, foreign):
+    empty.touch()
+    for path, name in (foreign, "sessions"), (host, "orders"):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"CREATE TABLE {name} (token TEXT)")
+    files = [garbage, empty, foreign, host]
+    before = [path.read_bytes() for path in files]
+    for path in (tmp_path, Path(os.devnull), *files):
         code, output, errors = run_here(capsys, command[0], path, *command[1:])
         assert (code, output) == (1, "")
         assert is_one_line(errors)
         assert str(path) in errors
-        assert ("it is not a file" in errors) == (path not in (garbage, foreign))
+        assert ("it is not a file" in errors) == (path not in files)
+    assert [path.read_bytes() for path in files] == before
 
 
 @pytest.mark.parametrize(
