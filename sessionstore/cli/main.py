@@ -98,7 +98,7 @@ async def _demo(options: argparse.Namespace) -> None:
         meter.end()
     _report(result, options.sessions)
     file = shlex.quote(options.path)
-    command = f"{shlex.quote(sys.executable)} -m {__package__.removesuffix('.cli')}"
+    command = f"{shlex.quote(sys.executable)} -m {__name__.removesuffix('.cli.main')}"
     say(
         "",
         "Look into the file:",
