@@ -26,6 +26,8 @@ CREATE TABLE sessions (
     interaction_count INTEGER NOT NULL DEFAULT 0,
     swept_activity    DATETIME NOT NULL DEFAULT '',  -- last_activity when a sweep last looked at it
 
+    CONSTRAINT sessions_id_is_text
+        CHECK (typeof(id) = 'text'),
     CONSTRAINT sessions_status_is_known
         CHECK (status IN ('active', 'ended', 'timeout', 'error')),
     CONSTRAINT sessions_ended_at_is_null_exactly_while_active
