@@ -13,12 +13,12 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 
-from . import chart, report
+from . import report
 from .aims import judge
 from .bench import FULL, OURS, QUICK, RELEASE, Bench
-from .environment import describe
 from .rivals import CLASSES, load
 from .rivals.base import Rival
 from .scenarios import SCENARIOS
@@ -29,21 +29,6 @@ INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report, and return the exit code."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    problem = find_problem(options)
-    if problem is not None:
-        parser.error(problem)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return measure(options)
-    except KeyboardInterrupt:
-        sys.stderr.write("benchmarks: interrupted\n")
-        return INTERRUPTED
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure sessionstore side by side with the rivals that are installed here.",
@@ -55,52 +40,26 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repeats", type=positive, metavar="N", help="rounds of each case")
     add("--json", type=Path, metavar="PATH", help="write all samples")
     add("--chart", type=Path, metavar="PREFIX", help="draw PREFIX.svg and PREFIX.png (matplotlib)")
-    add(
-        "--release", type=Path, metavar="PATH",
-        help="compare with another release: a folder with its package, under a name of its own",
-    )  # fmt: skip
-    return parser
+    add("--release", type=Path, metavar="PATH", help="a folder with the package of another release")
+    options = parser.parse_args(arguments)
+    for path in filter(None, (options.json, options.chart)):
+        if not path.parent.is_dir():
+            parser.error(f"{path.parent} is no folder")
+    if options.chart and find_spec("matplotlib") is None:
+        parser.error("matplotlib has to be installed to draw a chart")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return measure(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("benchmarks: interrupted\n")
+        return INTERRUPTED
 
 
 def positive(text: str) -> int:
     """Return the number, which argparse names by this function if it is none."""
-    count = int(text)
-    if count < 1:
+    if int(text) < 1:
         raise ValueError
-    return count
-
-
-def find_problem(options: argparse.Namespace) -> str | None:
-    """Return what would make the run useless in the end, or None."""
-    files = [options.json] if options.json else []
-    if options.chart:
-        files += chart.paths(options.chart)
-        if missing := chart.find_missing():
-            return missing
-    for file in files:
-        if not file.parent.is_dir() or file.is_dir():
-            return f"{file} cannot be written"
-    if options.release:
-        try:
-            load(RELEASE, options.release)
-        except ImportError as error:
-            return f"{options.release} cannot be imported: {error}"
-    return None
-
-
-def find_rivals(options: argparse.Namespace) -> tuple[dict[str, type[Rival]], dict[str, str]]:
-    """Return the rivals that are asked for and can run here, and what the others need."""
-    rivals: dict[str, type[Rival]] = {}
-    missing: dict[str, str] = {}
-    for key in CLASSES:
-        if key in (OURS, *(options.rival or CLASSES)) or (key == RELEASE and options.release):
-            try:
-                rivals[key] = load(key, options.release)
-            except PackageNotFoundError as error:
-                missing[key] = error.name
-            except ImportError as error:
-                missing[key] = error.name or str(error)
-    return rivals, missing
+    return int(text)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -114,30 +73,42 @@ def measure(options: argparse.Namespace) -> int:
         bench = Bench(plan, Path(folder), rivals, options.release)
         results = bench.results
         results.environment = {
-            **describe(Path(folder)),
+            **report.describe(bench.folder),
             "rivals": {key: f"{rival.name}: {rival.version()}" for key, rival in rivals.items()},
             "missing": missing,
             "plan": asdict(plan),
         }
         report.say(report.head(results.environment))
         for name in options.scenario or SCENARIOS:
-            asyncio.run(run_scenario(bench, name))
-    outcomes = judge(results)
-    report.say([*report.aims(outcomes), *report.failures(results.failures)])
+            asyncio.run(bench.run(name, SCENARIOS[name]))
+            report.say(report.scenario(results, name, SCENARIOS[name].RULES))
+    aims = list(judge(results))
+    report.say(["", "== aims, on this machine ==", *report.table([*map(report.aim, aims)])])
+    report.say(f"FAILED: {failure}" for failure in results.failures)
     if options.json:
-        document = {**results.to_json(), "aims": [outcome.to_json() for outcome in outcomes]}
+        document = {**results.to_json(), "aims": [aim.to_json() for aim in aims]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.chart:
-        chart.draw(results, options.chart)
+        from .chart import draw
+
+        draw(results, options.chart)
     return FAILED if results.failures else 0
 
 
-async def run_scenario(bench: Bench, name: str) -> None:
-    """Run one scenario, and print its figures."""
-    bench.scenario = name
-    with bench.guarding("all", "the scenario"):
-        await SCENARIOS[name].run(bench)
-    report.say(report.scenario(bench.results, name, SCENARIOS[name].RULES))
+def find_rivals(options: argparse.Namespace) -> tuple[dict[str, type[Rival]], dict[str, str]]:
+    """Return the rivals that are asked for and can run here, and what the others need."""
+    rivals: dict[str, type[Rival]] = {}
+    missing: dict[str, str] = {}
+    wanted = {OURS, *(options.rival or CLASSES), *([RELEASE] if options.release else [])}
+    for key in CLASSES:
+        if key in wanted:
+            try:
+                rivals[key] = load(key, options.release)
+            except PackageNotFoundError as error:
+                missing[key] = error.name
+            except ImportError as error:
+                missing[key] = error.name or str(error)
+    return rivals, missing
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from .figures import Failure, Reading, Results, Unit
+from .figures import Reading, Results, Unit
 from .rivals.base import Durability, Rival
 from .work import SMALL, Store, Work, set_garbage_aside
 
@@ -82,6 +82,12 @@ class Bench:
     release: Path | None = None  # where the package of another release is
     results: Results = field(default_factory=Results)
     scenario: str = ""  # the one that runs
+
+    async def run(self, name: str, scenario: "Scenario") -> None:
+        """Run one scenario."""
+        self.scenario = name
+        with self.guarding("all", "the scenario"):
+            await scenario.run(self)
 
     async def alternate(
         self,
@@ -170,7 +176,7 @@ class Bench:
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
             line = f"{type(error).__name__}: {error}".split("\n")[0]
-            self.results.failures.append(Failure(self.scenario, subject, doing, line))
+            self.results.failures.append(f"{self.scenario}, {subject}, {doing}: {line}")
 
 
 class Scenario(Protocol):

@@ -40,21 +40,11 @@ class Reading(NamedTuple):
     value: float
 
 
-class Failure(NamedTuple):
-    """What could not be measured, and why."""
-
-    scenario: str
-    subject: str
-    doing: str
-    error: str
-
-
-@dataclass
-class Figure:
+class Figure(NamedTuple):
     """The samples of one subject in one case."""
 
     unit: Unit
-    samples: list[float] = field(default_factory=list)
+    samples: list[float]
 
 
 @dataclass
@@ -63,12 +53,12 @@ class Results:
 
     environment: dict[str, Any] = field(default_factory=dict)
     figures: dict[tuple[str, str, str], Figure] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what could not be measured, and why
 
     def add(self, scenario: str, readings: Iterable[Reading]) -> None:
         """Add a sample to each reading's figure, which may be a new one."""
         for case, subject, unit, value in readings:
-            figure = self.figures.setdefault((scenario, case, subject), Figure(unit))
+            figure = self.figures.setdefault((scenario, case, subject), Figure(unit, []))
             figure.samples.append(value)
 
     def cases(self, scenario: str) -> dict[str, dict[str, Figure]]:
@@ -90,19 +80,13 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it."""
-        return {
-            "environment": self.environment,
-            "figures": [
-                {
-                    **dict(zip(("scenario", "case", "subject"), key, strict=True)),
-                    "unit": figure.unit,
-                    **spread(figure.samples)._asdict(),
-                    "samples": figure.samples,
-                }
-                for key, figure in self.figures.items()
-            ],
-            "failures": [failure._asdict() for failure in self.failures],
-        }
+        figures = [
+            {"scenario": scenario, "case": case, "subject": subject}
+            | figure._asdict()
+            | spread(figure.samples)._asdict()
+            for (scenario, case, subject), figure in self.figures.items()
+        ]
+        return {"environment": self.environment, "figures": figures, "failures": self.failures}
 
 
 def spread(samples: Sequence[float]) -> Spread:
@@ -113,10 +97,3 @@ def spread(samples: Sequence[float]) -> Spread:
 def quotients(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Divide round by round, as far as both go. Anything is infinitely many times nothing."""
     return [a / b if b else math.inf for a, b in zip(above, below, strict=False)]
-
-
-def advantages(one: Figure, other: Figure) -> list[float]:
-    """Return by how many times one figure is better than the other, round by round."""
-    if one.unit in (Unit.RATE, Unit.SHARE):
-        return quotients(one.samples, other.samples)
-    return quotients(other.samples, one.samples)

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""The figures as tables for a terminal."""
+"""Where the figures come from, and the figures as tables for a terminal."""
 
+import os
+import platform
 import sys
+import tempfile
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-from .aims import Outcome
-from .figures import Failure, Figure, Results, Spread, Unit, advantages, spread
+from .aims import Aim
+from .figures import Figure, Results, Unit, quotients, spread
 
 RULES = (
     "The runs of a case alternate, and each round begins with another one. A figure is the median"
@@ -21,6 +27,24 @@ SCALES: dict[Unit | None, tuple[tuple[float, str], ...]] = {
     Unit.BYTES: ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B")),
     Unit.SHARE: ((0.01, " %"),),
 }
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what a reader must know of the machine, and how long its disk takes to sync a page."""
+    times = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(20):
+            file.write(bytes(4096))
+            file.flush()
+            begun = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - begun)
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "machine": f"{os.cpu_count()} cores, {platform.platform()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "fsync": median(times),
+    }
 
 
 def say(lines: Iterable[str]) -> None:
@@ -38,11 +62,9 @@ def quantity(value: float, unit: Unit | None = None) -> str:
     return f"{value:,.{digits}f}{name}"
 
 
-def extent(of: Spread, unit: Unit | None) -> str:
+def extent(samples: Sequence[float], unit: Unit | None = None) -> str:
     """Return the least and the greatest sample."""
-    least, greatest = quantity(of.least, unit), quantity(of.greatest, unit)
-    scale = greatest[greatest.find(" ") :] if " " in greatest else ""
-    return f"{least.removesuffix(scale)} to {greatest}"
+    return f"{quantity(min(samples), unit)} to {quantity(max(samples), unit)}"
 
 
 def head(environment: dict[str, Any]) -> Iterator[str]:
@@ -59,51 +81,33 @@ def head(environment: dict[str, Any]) -> Iterator[str]:
 
 def scenario(results: Results, name: str, rules: str) -> Iterator[str]:
     """Yield a table for each case of a scenario, with ratios to its first line."""
-    yield ""
-    yield f"== {name} =="
-    yield from textwrap.wrap(rules, WIDTH)
+    yield from ("", f"== {name} ==", *textwrap.wrap(rules, WIDTH))
     for case, figures in results.cases(name).items():
         base = next(iter(figures.values()))
         unit = "calls/s" if base.unit is Unit.RATE else ""
-        yield ""
         rows = [(case, unit, "least to greatest", "first is better by")]
         rows += [row(subject, figure, base) for subject, figure in figures.items()]
+        yield ""
         yield from table(rows)
 
 
 def row(subject: str, figure: Figure, base: Figure) -> tuple[str, str, str, str]:
     """Return the line of a figure, with the ratio of the base to it."""
-    of, ratios = spread(figure.samples), advantages(base, figure)
-    ratio = (
-        ""
-        if figure is base
-        else f"{quantity(spread(ratios).median)} ({extent(spread(ratios), None)})"
-    )
-    return subject, quantity(of.median, figure.unit), extent(of, figure.unit), ratio
+    pair = (base.samples, figure.samples)
+    ratios = quotients(*(pair if base.unit in (Unit.RATE, Unit.SHARE) else pair[::-1]))
+    ratio = "" if figure is base else f"{quantity(median(ratios))} ({extent(ratios)})"
+    middle = quantity(median(figure.samples), figure.unit)
+    return subject, middle, extent(figure.samples, figure.unit), ratio
 
 
-def aims(outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """Yield what the library wants to reach, and whether it did on this machine."""
-    yield ""
-    yield "== aims, on this machine =="
-    yield from table([aim(outcome) for outcome in outcomes])
-
-
-def aim(outcome: Outcome) -> tuple[str, str, str, str]:
-    """Return the line of an aim."""
-    start, end = outcome.demand.split("|")
-    demand = f"{start} {quantity(outcome.bound, outcome.unit)} {end}".rstrip()
-    if outcome.of is None:
-        return "-", outcome.what, "not measured", demand
-    measured = f"{quantity(outcome.of.median, outcome.unit)} ({extent(outcome.of, outcome.unit)})"
-    note = f" ({outcome.note})" if outcome.note else ""
-    return "met" if outcome.is_met else "MISSED", outcome.what, measured, demand + note
-
-
-def failures(all_: Iterable[Failure]) -> Iterator[str]:
-    """Yield what could not be measured."""
-    for name, subject, doing, error in all_:
-        yield f"FAILED: {name}, {subject}, {doing}: {error}"
+def aim(of: Aim) -> tuple[str, str, str, str]:
+    """Return the line of an aim: whether it is met on this machine."""
+    bound = f"at {'least' if of.at_least else 'most'} {quantity(of.bound, of.unit)} {of.of}"
+    if of.is_met is None:
+        return "-", of.what, "not measured", bound
+    middle = quantity(spread(of.samples).median, of.unit)
+    verdict = "met" if of.is_met else "MISSED"
+    return verdict, of.what, f"{middle} ({extent(of.samples, of.unit)})", bound
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

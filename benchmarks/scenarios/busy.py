@@ -37,7 +37,7 @@ async def run(bench: Bench) -> None:
     others = {key: min(plan.long_rounds, plan.busy_rounds) for key in keys if key != OURS}
     async with bench.stores(Durability.NORMAL, plan.sessions, keys=keys) as stores:
         for seconds in SLICES:
-            case = f"{seconds * 1000:g} ms slices"
+            case = named(seconds)
             burden = Burden(seconds)
             runs: dict[str, Run] = {
                 key: partial(run_clients, bench, case, burden, key, store)
@@ -45,6 +45,11 @@ async def run(bench: Bench) -> None:
             }
             runs[ALONE] = partial(run_alone, bench, case, burden)
             await bench.alternate(case, runs, plan.busy_rounds, others)
+
+
+def named(seconds: float) -> str:
+    """Return the name of a length of slices."""
+    return f"{seconds * 1000:g} ms slices"
 
 
 class Burden:
