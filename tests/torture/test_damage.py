@@ -252,6 +252,7 @@ SWAPS: list[Damage] = [
     *(empty, garbage, huge, other, foreign, gone),
     *(folder, link, dangling, loop, fifo, null, full),
 ]
+SEVERAL = ["garbage", "garbage", "garbage"]  # more of these, since they come in sizes
 KINDS = {damage.__name__: damage for damage in (*CONTENT, *SWAPS)}
 
 # -- What is done with a damaged file --------------------------------------------------------------
@@ -510,8 +511,8 @@ def grid() -> list[Case]:
     cases = []
     for target in SUFFIXES:
         for moment in ("killed", "closed", "open"):
-            for kind in KINDS:
-                case = Case(target, kind, moment, 0)
+            for kind in [*KINDS, *SEVERAL]:
+                case = Case(target, kind, moment, len(cases))
                 is_missing = moment == "closed" and target in ("wal", "shm")
                 if not (is_missing and KINDS[kind] in CONTENT) and not is_assumed_away(case):
                     cases.append(case)

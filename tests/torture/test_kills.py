@@ -33,7 +33,7 @@ from .disk import scratch
 from .kills import DAY, ENDED, IDLE, OLD, Call, Found, Ledger, Life, Row
 from .old_files import CHILD, OLD_ID, PREDECESSORS, RELEASES, Maker, copies, dump
 
-FOUND_ROWS = 400  # in a file that is to be upgraded
+FOUND_ROWS = 100  # in a file that is to be upgraded
 KILLS, MANY_KILLS = 3, 72  # in each of seven stages
 LIVES = 4  # that a file has at most
 FRESH_FOR = 300.0  # seconds in which no session of a template can time out

@@ -131,14 +131,14 @@ def test_activity_alone_is_at_risk_until_the_next_checkpoint(
         tasks=tasks,
         sessions=1,
         quiet=10.0,
-        checkpoint_pages=6_000,
+        checkpoint_pages=8_000,  # as the store sets it
     )
     records = power.live(library, folder, life)
     report = power.cut(folder, records, 200, life.seed, worst=True)
     print(f"seed {life.seed}: {report}")
     assert not report.violations, (life, report.violations)
     assert report.commits > 1_000
-    assert report.lost_commits <= 6_000
+    assert report.lost_commits <= 8_000
 
 
 # -- Upgrades --------------------------------------------------------------------------------------
