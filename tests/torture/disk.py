@@ -7,7 +7,7 @@ cut in the middle of it.
 
 The model of the disk. What was written to a file before its last sync is there. Each write and
 truncation after that was carried out or not, by itself, in whatever order; a write may also be
-torn, each of its sectors of 512 bytes there or not. Where a file had grown, its new part may hold
+torn, each of its sectors of 512 bytes there or not. If a file had grown, its new part may hold
 zeros or garbage, and so may files that are mapped. A change of a folder (a file or folder made,
 renamed or unlinked) is certain when the folder was synced; those after that were carried out or
 not, each by itself.
@@ -59,7 +59,7 @@ class Kind(IntEnum):
 
 @cache
 def build(folder: Path) -> Path:
-    """Compile disk.c into the folder, once, or skip the test where that cannot be done."""
+    """Compile disk.c into the folder, once, or skip the test if that cannot be done."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         pytest.skip("disk.c is preloaded into a process, which needs Linux with glibc")
@@ -74,7 +74,7 @@ def build(folder: Path) -> Path:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Make a folder for files that are made and removed often, in memory where that can be."""
+    """Make a folder for files that are made and removed often, in memory if possible."""
     memory = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(os.path.realpath(folder))
@@ -228,7 +228,7 @@ class Fate:
         self._keeps = 0.0 if worst else rng.choice((0.0, 0.5, 1.0))
 
     def keeps(self) -> bool:
-        """Say whether a change of a folder was carried out."""
+        """Return whether a change of a folder was carried out."""
         return self.random.random() < self._keeps
 
     def of_call(self, offset: int, content: bytes | None) -> Iterator[tuple[int, bytes | None]]:

@@ -40,7 +40,7 @@ BATCH = 4  # calls at once: one failing call to the disk may make all of them ra
 PATIENCE = 20.0  # seconds until a call that says nothing counts as hung
 READERS_NEED_NOT = {Kind.WRITE, Kind.SYNC, Kind.TRUNCATE, Kind.UNLINK, Kind.MKDIR, Kind.LOCK}
 
-# What a session may look like: its status, its interactions and its data; None where it is not.
+# What a session may look like: its status, its interactions and its data; None if it is not there.
 State = tuple[str, int, int] | None
 Step = Callable[[State], State]
 
@@ -94,11 +94,11 @@ class Ledger:
         self._is_failing = False
 
     def id_of(self, child: str) -> str:
-        """Return the id of a child's session; of a made-up one, where creating it has raised."""
+        """Return the id of a child's session; of a made-up one if creating it has raised."""
         return self._ids.get(child, "0" * 36)
 
     async def call(self, name: str, call: Awaitable[object]) -> Any:
-        """Make a call; return its result, or RAISED where it raised StorageError."""
+        """Make a call; return its result, or RAISED if it raised StorageError."""
         account = self.account
         try:
             async with asyncio.timeout(PATIENCE):
@@ -275,7 +275,7 @@ class Trial:
         await self._live(self._manager, purge=False)
 
     async def _open(self) -> None:
-        """Open; where that raises, once more, on a sound disk if it would raise for ever."""
+        """Open; if that raises, once more, on a sound disk if it would raise for ever."""
         self._manager = SessionManager(
             self._path, clock=self._clock, sweep_interval=None, cache_size=2
         )

@@ -477,7 +477,7 @@ def _difference(expected: dict[str, Row], found: dict[str, Row]) -> str:
 
 
 def _half_chunks(found: Found, old: int, acknowledged: set[str]) -> Iterator[str]:
-    """Yield a fault where sweeps have not touched whole chunks, or not all that they said."""
+    """Yield a fault if sweeps have not touched whole chunks, or not all that they said."""
     timed_out = [row for row in found.rows[IDLE].values() if row[0] == "timeout"]
     left = {
         "timed out": (len(timed_out), bool(acknowledged)),

@@ -43,7 +43,7 @@ class Known(NamedTuple):
     sessions: dict[str, tuple[str, list[int]]]
 
     def admits(self, session: Session, exact: bool) -> bool:
-        """Say whether a snapshot shows what was written: at last, or at any time."""
+        """Return whether a snapshot shows what was written: at last, or at any time."""
         if session.id not in self.sessions:
             return False
         child, versions = self.sessions[session.id]
@@ -333,7 +333,7 @@ class Trial:
         return Verdict(self._wrong, self._worked, self._refused, was_opened)
 
     async def _call(self, name: str, call: Any) -> tuple[Any] | None:
-        """Return what a call returned, in a tuple; None where it raised one of our errors."""
+        """Return what a call returned, in a tuple; None if it raised one of our errors."""
         try:
             result = await call
         except SessionStoreError:
@@ -618,7 +618,7 @@ async def test_a_lock_file_that_is_cut_off_kills_its_reader_and_nothing_else(
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "null", "full", "dangling", "loop"])
 async def test_without_a_lock_no_write_goes_through(database: Path, kind: str) -> None:
-    """Where something else has its name, each write is refused, and reads go on, until it goes."""
+    """While something else has its name, each write is refused, and reads go on, until it goes."""
     lock = database.with_name(f"{database.name}-lock")
     async with SessionManager(database, **SETTINGS) as sessions:
         id_ = await sessions.create_session("lina")
@@ -641,7 +641,7 @@ async def test_without_a_lock_no_write_goes_through(database: Path, kind: str) -
 async def test_no_write_is_acknowledged_that_would_be_lost(
     database: Path, images: dict[str, Image], kind: str
 ) -> None:
-    """Where the file at the path is not the one that is open, each write says so, and none is lost.
+    """If the file at the path is not the one that is open, each write says so, and none is lost.
 
     Back in its place, it takes writes again.
     """
@@ -711,7 +711,7 @@ def test_what_may_not_be_written_is_refused(
 ) -> None:
     """With any of the files, or the folder, read-only or shut, each write gets an error of ours.
 
-    Where SQLite can read the file, so can the store. The database and its WAL do not change.
+    If SQLite can read the file, so can the store. The database and its WAL do not change.
     """
     of_folder, *of_files = MODES[name]
     image = images["closed" if of_files[1] is None else "killed"]
@@ -732,7 +732,7 @@ def test_what_may_not_be_written_is_refused(
     for path, mode in modes.items():
         path.chmod(mode)
     assert verdict.wrong == []
-    assert verdict.refused >= 5  # the calls that change a session, and more where it is shut
+    assert verdict.refused >= 5  # the calls that change a session, and more if it is shut
     after = digests(folder)
     if not refused:
         del before["a.db-lock"], after["a.db-lock"]

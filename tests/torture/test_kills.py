@@ -284,7 +284,7 @@ asyncio.run(kills.live(line, life))
 
 
 def can_trace() -> bool:
-    """Say whether there is a strace that is allowed to trace."""
+    """Return whether there is a strace that is allowed to trace."""
     strace = shutil.which("strace")
     command = [strace or "", "-qq", "-o", os.devnull, sys.executable, "-c", ""]
     return strace is not None and subprocess.run(command, check=False).returncode == 0

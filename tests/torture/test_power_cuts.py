@@ -103,7 +103,7 @@ def test_a_store_that_seldom_syncs_is_caught(library: Path, folder: Path) -> Non
 
 
 def test_a_store_whose_folder_is_not_synced_is_caught(library: Path, folder: Path) -> None:
-    """Where the new folder itself may go, all that is in it goes."""
+    """If the new folder itself may go, all that is in it goes."""
     report = cut_off(library, folder, broken_life("no sync of folders"))
     assert report.lost_durable
     assert not report.corrupt + report.no_prefix
