@@ -114,6 +114,7 @@ class SessionManager:
         self._sweeper: Sweeper | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that opened it, while open
         self._transition = asyncio.Lock()
+        self._transition_loop: asyncio.AbstractEventLoop | None = None  # the one that used it last
 
     async def open(self) -> None:
         """Open the store: make it, or bring it to today's schema. Safe to call twice.
@@ -409,11 +410,12 @@ class SessionManager:
 
     def _in_transition(self) -> asyncio.Lock:
         """Return the lock of opening and closing, which are done in one event loop."""
-        loop = asyncio.get_running_loop()
-        if self._loop not in (None, loop):
+        loop, last = asyncio.get_running_loop(), self._transition_loop
+        is_under_way = self._transition.locked() and last is not None and not last.is_closed()
+        if self._loop not in (None, loop) or (is_under_way and last is not loop):
             raise StoreClosedError("the store was opened in another event loop; use one for each")
-        if not self._transition.locked():
-            self._transition = asyncio.Lock()  # the one before may belong to a loop of the past
+        if not is_under_way:
+            self._transition, self._transition_loop = asyncio.Lock(), loop
         return self._transition
 
     def _moment(self) -> Moment:

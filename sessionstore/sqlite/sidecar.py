@@ -106,7 +106,7 @@ class Sidecar:
             if identity == identity_at(self._path):
                 break
             self.close()  # it was deleted or replaced: the one at the path is the lock
-        if identity != self._identity or status.st_size < _SIZE:
+        if identity != self._identity or status.st_size < _SIZE or not self._words:
             try:
                 self._map(status.st_size)
             except BaseException:
@@ -152,9 +152,14 @@ class Sidecar:
         self.versions = self._words
 
     def disown(self) -> None:
-        """Let go in a child process, without unlocking: the lock is of the file that both share."""
+        """Let go in a child process, without unlocking: the lock is of the file that both share.
+
+        Of the mapping, too: its own descriptor would keep the lock of a parent that has died.
+        """
         if self._descriptor >= 0:
             self._close_file()
+        self._words = memoryview(b"")
+        self.versions = self._words
 
     def _set(self, version: int) -> None:
         words = self._words
