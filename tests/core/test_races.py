@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Processes that open, upgrade, sweep and close one file at the same moment, or die doing so.
 
-A later release is the package under another name with one migration more, as in test_migrations.py;
-the predecessor's file is that of test_adoption.py.
+A later release is the package under another name with one migration more, and the predecessor's
+file is the one that tests/sqlite has.
 """
 
 import asyncio
@@ -20,17 +20,16 @@ from typing import Any
 
 import pytest
 
-from sessionstore import Session, SessionManager, migrations
+from sessionstore import Session, SessionManager
+from sessionstore.sqlite.schema import MIGRATIONS
 
-from .. import test_adoption
-from .. import test_migrations
-from ..children import Child, Line
-from ..conftest import FakeClock
+from ..children import ROOT, Child, Line
+from ..sqlite import test_predecessor, test_schema
 
 LATER = "sessionstore_of_later"
 OLD_ROWS = 40
-IDLE = 1.0  # seconds until a session has timed out; longer than make_sessions is ahead
-NUMBER = len(migrations.load_migrations())
+IDLE = 1.0  # seconds until a session has timed out
+NUMBER = len(MIGRATIONS)
 
 
 def make_nothing(database: Path, _: Path) -> str:
@@ -42,25 +41,25 @@ def make_older_file(database: Path, folder: Path) -> str:
     """Make a file of today's release and a release that has a migration for it."""
     package = folder / LATER
     if not package.exists():
-        shutil.copytree(test_migrations.PACKAGE, package)
-        migration = package / "migrations" / f"{NUMBER + 1:04}_devices.sql"
-        migration.write_text(test_migrations.DEVICES)
-        with (package / "schema.sql").open("a") as file:
-            file.write(test_migrations.DEVICES)
-    asyncio.run(test_migrations.open_and_close(database))
+        shutil.copytree(ROOT / "sessionstore", package)
+        migration = package / "sqlite" / "migrations" / f"{NUMBER + 1:04}_devices.sql"
+        migration.write_text(test_schema.DEVICES)
+        with (package / "sqlite" / "schema.sql").open("a") as file:
+            file.write(test_schema.DEVICES)
+    asyncio.run(test_schema.open_and_close(database))
     return LATER
 
 
 def make_predecessors_file(database: Path, _: Path) -> str:
     """Make a file that is to be adopted."""
-    rows = [test_adoption.old_row(id=f"{n:036}", data=str({"n": n})) for n in range(OLD_ROWS)]
-    test_adoption.make_file(database, rows)
+    rows = [test_predecessor.old_row(id=f"{n:036}", data=str({"n": n})) for n in range(OLD_ROWS)]
+    test_predecessor.make_file(database, rows)
     return "sessionstore"
 
 
 def make_file(database: Path, _: Path) -> str:
     """Make a file that is of today."""
-    asyncio.run(test_migrations.open_and_close(database))
+    asyncio.run(test_schema.open_and_close(database))
     return "sessionstore"
 
 
@@ -70,7 +69,16 @@ KINDS = {
     "predecessor's": make_predecessors_file,
     "today's": make_file,
 }
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+LONG = pytest.mark.torture
+EACH_KIND = pytest.mark.parametrize(
+    "kind",
+    [
+        "new",
+        "older",
+        pytest.param("predecessor's", marks=LONG),
+        pytest.param("today's", marks=LONG),
+    ],
+)
 
 
 async def live(line: Line, database: Path, folder: Path, package: str) -> None:
@@ -116,7 +124,7 @@ def test_processes_that_open_at_once_all_succeed(tmp_path: Path, database: Path,
         assert [line.hear() for line in lines] == ["closed"] * 8
         assert [child.join() for child in children] == [0] * 8
     assert_is_whole(database, kind, ids)
-    copies = test_adoption.copies(database)
+    copies = test_predecessor.copies(database)
     assert copies == [f"{database.name}.before-sessionstore"] * (kind == "predecessor's")
 
 
@@ -132,7 +140,8 @@ def read_to_the_end(line: Line) -> list[Any]:
             return said
 
 
-@EACH_KIND
+@LONG
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_process_that_dies_leaves_nothing_to_be_done_by_hand(tmp_path: Path, kind: str) -> None:
     """Killed at any moment between open and close, it is made up for by the next open."""
     chance = random.Random(4)
@@ -181,25 +190,22 @@ async def sweep(line: Line, database: Path) -> None:
     line.say()
 
 
-async def make_sessions(database: Path, count: int, clock: FakeClock) -> list[str]:
-    """Create sessions, three milliseconds after one another."""
-    ids = []
-    async with SessionManager(database, clock=clock, sweep_interval=None) as manager:
-        for _ in range(count):
-            ids.append(await manager.create_session("lina"))
-            clock.turn(0.003)
-    return ids
+async def make_sessions(database: Path, count: int) -> list[str]:
+    """Create sessions, one after the other."""
+    async with SessionManager(database, sweep_interval=None) as manager:
+        return [await manager.create_session("lina") for _ in range(count)]
 
 
 def test_sweepers_of_many_processes_share_the_work(database: Path) -> None:
     """Four that sweep one file time each session out once, and one of them hears of its end."""
-    ids = asyncio.run(make_sessions(database, 300, FakeClock(time.time())))
+    asyncio.run(make_sessions(database, 0))
     log = Path(f"{database}.log")
     with ExitStack() as stack:
         lines = [stack.enter_context(Child(sweep, database)).line for _ in range(4)]
         for line in lines:
             line.hear()
-        deadline = time.monotonic() + 10
+        ids = asyncio.run(make_sessions(database, 300))
+        deadline = time.monotonic() + 20
         while len(log.read_bytes().splitlines()) < len(ids):
             assert time.monotonic() < deadline
             time.sleep(0.01)
