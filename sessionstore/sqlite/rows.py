@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from ..errors import StorageError
-from ..session import UNREADABLE, Record
+from ..session import UNREADABLE, Record, SessionStatus
 from .times import from_text, to_text
+
+_STATUSES = frozenset(map(str, SessionStatus))
 
 
 def from_row(row: tuple[Any, ...]) -> Record:
@@ -20,7 +22,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
     """
     id_, child_id, status, started_at, ended_at, last_activity, data, metadata, count = row
     try:
-        if not isinstance(id_, str) or not isinstance(child_id, str):
+        if not isinstance(id_, str) or not isinstance(child_id, str) or status not in _STATUSES:
             raise TypeError
         return Record(
             id_,

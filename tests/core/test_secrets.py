@@ -21,23 +21,24 @@ from sessionstore import (
     SessionStoreError,
     StorageError,
     manager,
-    sweeper,
 )
-from sessionstore.session import SessionRow
+from sessionstore.session import Record, new_id, short_id
 
+from ..clocks import Watched
 from ..conftest import FakeClock
 from ..leaks import ID, watch
-from .test_adoption import make_file, old_row
+from ..sqlite.test_predecessor import make_file, old_row
 
 SECRET = "the child's own words, 7f3a"  # noqa: S105  # no password
 ID_4 = "9d1c1a54-7a1e-4f0c-9a53-5b8e6a0f4c11"
+ID_7 = new_id(1_700_000_000_000_000)
 
 
 # -- The watch -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sessionstore.manager", "aiosqlite", "asyncio"])
-@pytest.mark.parametrize("text", [f"session {ID_4}", f"it said {SECRET}"])
+@pytest.mark.parametrize("text", [f"session {ID_4}", f"session {ID_7}", f"it said {SECRET}"])
 def test_it_finds_a_log_line_that_tells(name: str, text: str) -> None:
     """At whatever level, in the text of a line and in its traceback, of each of the loggers."""
     watch.tell(SECRET)
@@ -47,7 +48,7 @@ def test_it_finds_a_log_line_that_tells(name: str, text: str) -> None:
         raise ValueError(text)
     except ValueError:
         logger.debug("it failed", exc_info=True)
-    logger.debug("session %s", ID_4[:8])
+    logger.debug("session %s", short_id(ID_7))
     assert len(watch.take()) == 2
 
 
@@ -86,18 +87,18 @@ async def test_it_knows_what_the_store_was_given(
 ) -> None:
     """A line that somebody adds for debugging, with the row in it, does not get through."""
 
-    def talkative(**columns: Any) -> Any:
-        logging.getLogger("sessionstore.manager").debug("new row: %s", columns["data"])
-        return SessionRow(**columns)
+    def talkative(**fields: Any) -> Any:
+        logging.getLogger("sessionstore.manager").debug("new record: %s", fields["data"])
+        return Record(**fields)
 
-    monkeypatch.setattr(manager, "SessionRow", talkative)
+    monkeypatch.setattr(manager, "Record", talkative)
     async with SessionManager(database, sweep_interval=None) as sessions:
         await sessions.create_session("lina", {"said": SECRET})
     assert len(watch.take()) == 1
 
 
 async def test_it_finds_what_aiosqlite_tells(database: Path) -> None:
-    """Used as usual, without the jobs of this package, aiosqlite logs each value that it binds."""
+    """Used as usual, aiosqlite logs each value that it binds; the package hands it functions."""
     watch.tell(SECRET)
     async with aiosqlite.connect(database) as connection:
         await connection.execute("SELECT :data", {"data": SECRET})
@@ -168,9 +169,7 @@ async def test_a_damaged_row_is_told_without_what_it_holds(
         update = f"UPDATE sessions SET {DAMAGES[damage]} WHERE id = :id"
         connection.execute(update, {"id": id_, "secret": SECRET})
     refused = 0
-    async with SessionManager(
-        database, clock=clock, sweep_interval=None, cache_size=cache_size
-    ) as sessions:
+    async with Watched(database, clock, clock, cache_size=cache_size) as sessions:
         for call in (
             lambda: read(sessions, id_),
             lambda: sessions.update_activity(id_),
@@ -180,7 +179,7 @@ async def test_a_damaged_row_is_told_without_what_it_holds(
             lambda: sessions.get_active_sessions("lina"),
             lambda: sessions.get_session_stats(),
             lambda: clock.turn(10**6) or sessions.cleanup_inactive_sessions(),  # type: ignore[func-returns-value]
-            lambda: sweep_once(sessions),
+            sessions.sweep,
             lambda: sessions.end_session(id_),
             lambda: sessions.purge_ended_sessions(10**9),
         ):
@@ -200,21 +199,6 @@ async def read(sessions: SessionManager, id_: str) -> None:
     if session is not None:
         str((session.status, session.started_at, session.data, session.metadata, session))
         str((session.end_reason, session.duration, session.expires_at, session == session))
-
-
-async def sweep_once(sessions: SessionManager) -> None:
-    """Let a background sweep run, which logs what it meets."""
-    ran = asyncio.Event()
-
-    async def sweep() -> None:
-        ran.set()
-        await sessions._sweep()
-
-    background = sweeper.Sweeper(sweep, 0.001)
-    background.start()
-    await ran.wait()
-    await asyncio.sleep(0)
-    await background.stop()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +231,7 @@ async def test_what_is_refused_is_not_quoted(database: Path, text: str) -> None:
 
 
 async def test_repr_shows_no_data(database: Path, clock: FakeClock) -> None:
-    """Of all that a caller is handed, repr and str show eight characters of an id at most."""
+    """Of all that a caller is handed, repr and str show the last characters of an id at most."""
     child = "the name of a child, 81c2"
     async with SessionManager(database, clock=clock, sweep_interval=None) as sessions:
         id_ = await sessions.create_session(child, {"said": SECRET}, metadata={"kept": SECRET})
@@ -258,7 +242,7 @@ async def test_repr_shows_no_data(database: Path, clock: FakeClock) -> None:
         stats = await sessions.get_session_stats()
         shown = [sessions, found, listed, ended, stats, type(sessions)]
         text = "\n".join(f"{one!r} {one}" for one in shown)
-    assert id_[:8] in text
+    assert short_id(id_) in text
     assert not ID.search(text)
     assert SECRET not in text
     assert child not in text
