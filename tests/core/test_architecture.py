@@ -284,8 +284,12 @@ def statements(
                 named.add(id(each))
                 place = executing[last_name(each)][1]
                 yield ast.unparse(node), behind.elts[place - 1]
+    # Functions inside that have the name of one that executes, but take no statement.
+    others = {each.name for each in functions(function) if not each.args.args}
     for node in own_nodes(function):
         is_name = isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load)
+        if isinstance(node, ast.Name) and node.id in others:
+            continue
         if is_name and last_name(node) in executing and id(node) not in named:
             yield f"{ast.unparse(node)} under another name", anything
 
