@@ -105,10 +105,13 @@ class Sweeper:
             timed_out = await time_out_all(self._store, moment)
             if self._retention is not None:
                 purged = await purge_all(self._store, now - self._retention)
+        except SessionStoreError:  # and not if it was cancelled: then it must end at once
+            await self._store.tidy(moment)
+            raise
         finally:
             if timed_out or purged:
                 logger.info("sweep: %d sessions timed out, %d purged", timed_out, purged)
-            await self._store.tidy(moment)
+        await self._store.tidy(moment)
 
     def start(self, interval: float) -> None:
         """Sweep every `interval` seconds from now on; the first time after one interval."""

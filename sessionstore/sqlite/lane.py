@@ -181,8 +181,8 @@ class Lane:
     def wait(self, calls: Sequence[Call], attempt: Callable[[], bool]) -> Sequence[Call]:
         """Try until the attempt succeeds, and return the calls that still want it. For the thread.
 
-        A call whose deadline is over fails with StoreBusyError, and the others wait on. If none is
-        left, the attempt may have succeeded or not.
+        A call whose deadline is over fails with StoreBusyError, even if it has only gathered, and
+        the others wait on. If none is left, the attempt may have succeeded or not.
         """
         begun = time.monotonic()
         try:
@@ -194,9 +194,14 @@ class Lane:
                 self.is_waiting = True
                 now, give_up_at = time.monotonic(), self._give_up_at
                 late = [call for call in calls if min(call.deadline, give_up_at) <= now]
+                calls = [call for call in calls if min(call.deadline, give_up_at) > now]
+                # Those that have gathered meanwhile wait for the lock, too.
+                while self._gathered and min(self._gathered[0].deadline, give_up_at) <= now:
+                    late.append(self._gathered.popleft())
                 if late:
                     self._post([Done([(call, _busy()) for call in late])], False)
-                    calls = [call for call in calls if min(call.deadline, give_up_at) > now]
+                if not calls:
+                    return calls
                 is_early = now - begun < PAUSE_LATER_FROM
                 time.sleep(self._random.uniform(*(PAUSE if is_early else PAUSE_LATER)))
         finally:
