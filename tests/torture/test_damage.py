@@ -31,8 +31,9 @@ import pytest
 from sessionstore import Session, SessionManager, SessionStoreError, StorageError
 
 from ..children import Child, Line, is_locked
+from .disk import scratch
 
-SESSIONS = 24
+SESSIONS = 16
 SUFFIXES = {"database": "", "wal": "-wal", "shm": "-shm", "sidecar": "-lock"}
 SETTINGS: dict[str, Any] = {"sweep_interval": None, "busy_timeout": 0.3, "timeout": 10**9}
 
@@ -72,7 +73,7 @@ async def write_sessions(database: Path, known: Known, tag: str, size: int) -> S
 async def make_image(line: Line, database: Path, tag: str, close: bool) -> None:
     """Write sessions, say which, and close, or wait to be killed in the midst of it."""
     known = Known({})
-    manager = await write_sessions(database, known, tag, 100)
+    manager = await write_sessions(database, known, tag, 200)
     if close:
         await manager.close()
     line.say(known)
@@ -496,11 +497,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Return what runs cases."""
-    made = Bench(images, tmp_path_factory.mktemp("damage"))
-    yield made
-    made.close()
+def bench(images: dict[str, Image]) -> Iterator[Bench]:
+    """Yield what runs cases."""
+    with scratch() as folder:
+        made = Bench(images, folder)
+        yield made
+        made.close()
 
 
 # -- The cases -------------------------------------------------------------------------------------
@@ -508,7 +510,7 @@ def bench(images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory) ->
 
 def grid() -> list[Case]:
     """Return each damage to each file at each moment, but for what is assumed not to happen."""
-    cases = []
+    cases: list[Case] = []
     for target in SUFFIXES:
         for moment in ("killed", "closed", "open"):
             for kind in [*KINDS, *SEVERAL]:

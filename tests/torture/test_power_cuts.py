@@ -24,9 +24,9 @@ from .old_files import PREDECESSORS, RELEASES, Maker, apply, copies, dump
 from .power import Life
 
 QUICK, LONG = 2, 40  # runs of the process, each with another seed
-QUICK_CUTS, LONG_CUTS = 100, 500  # in a run
+QUICK_CUTS, LONG_CUTS = 60, 500  # in a run
 CONTROL_CUTS = 30
-QUICK_UPGRADE_CUTS, LONG_UPGRADE_CUTS = 25, 1_000
+QUICK_UPGRADE_CUTS, LONG_UPGRADE_CUTS = 15, 1_000
 
 
 @pytest.fixture(scope="session")
