@@ -105,7 +105,7 @@ class Sweeper:
             timed_out = await time_out_all(self._store, moment)
             if self._retention is not None:
                 purged = await purge_all(self._store, now - self._retention)
-        except SessionStoreError:  # and not if it was cancelled: then it must end at once
+        except Exception:  # and not if it was cancelled: then it must end at once
             await self._store.tidy(moment)
             raise
         finally:
