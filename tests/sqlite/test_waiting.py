@@ -30,9 +30,10 @@ from typing import Any
 import pytest
 
 from sessionstore import SessionManager, StoreBusyError
-from sessionstore import database as database_module
+from sessionstore.sqlite import store as store_module
 
 from ..children import ROOT, Child, Line, hold_sidecar, hold_sqlite, holding, is_locked
+from .tools import longest_gap
 
 BUSY_TIMEOUT = 0.3  # seconds
 CLOSING = 2.5  # seconds that close() may take
@@ -84,7 +85,7 @@ sqlites_lock: Holder = partial(holding, hold_sqlite)
 @pytest.fixture
 def _hasty_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have close() wait less for a lock, to spare time; a real process is tested without this."""
-    monkeypatch.setattr(database_module, "CLOSE_PATIENCE", 0.1)
+    monkeypatch.setattr(store_module, "CLOSE_PATIENCE", 0.1)
 
 
 LOCKS = pytest.mark.parametrize(
@@ -105,15 +106,6 @@ async def refused(*calls: Any) -> float:
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {StoreBusyError}
     return time.monotonic() - started
-
-
-async def longest_gap(until: "asyncio.Future[Any]") -> float:
-    """Tick every millisecond until the future is done; return the longest time between ticks."""
-    longest, before = 0.0, time.perf_counter()
-    while not until.done():
-        await asyncio.sleep(0.001)
-        longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
-    return longest
 
 
 @LOCKS
@@ -156,9 +148,9 @@ async def test_a_crowd_gives_up_as_soon_as_one(database: Path, hold: Holder) -> 
     await sessions.open()
     id_ = await sessions.create_session("lina")
     with hold(database):
-        took = await refused(*(sessions.update_activity(id_) for _ in range(5_000)))
+        took = await refused(*(sessions.update_activity(id_) for _ in range(2_000)))
         assert took < BUSY_TIMEOUT * 2 + 0.5
-        calls = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(5_000)]
+        calls = [asyncio.create_task(sessions.update_activity(id_)) for _ in range(2_000)]
         await asyncio.sleep(0)
         started = time.monotonic()
         await sessions.close()
@@ -241,11 +233,7 @@ async def test_a_sweeper_waits_for_its_next_round(
     """A sweep that cannot have the lock is logged, later ones work, and close() stops one."""
     ended = asyncio.Event()
     sessions = SessionManager(
-        database,
-        timeout=0.001,
-        sweep_interval=0.02,
-        busy_timeout=0.1,
-        on_end=lambda _: ended.set(),
+        database, timeout=0.001, sweep_interval=0.02, busy_timeout=0.1, on_end=lambda _: ended.set()
     )
     async with sessions:
         with hold(database):
@@ -372,7 +360,14 @@ def start_blocked(life: str, folder: Path) -> "subprocess.Popen[str]":
     )
 
 
-@LOCKS
+@pytest.mark.parametrize(
+    "hold",
+    [
+        pytest.param(our_lock, id="our lock"),
+        pytest.param(sqlites_lock, id="SQLite's lock", marks=pytest.mark.torture),
+        pytest.param(stopped_writer, id="stopped writer", marks=pytest.mark.torture),
+    ],
+)
 async def test_a_blocked_process_ends(database: Path, hold: Holder) -> None:
     """Its end is not held up, whether it closes or not, and shows no traceback."""
     async with quiet(database) as sessions:
