@@ -554,7 +554,7 @@ def random_cases(number: int, seed: int) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize(
-    "number", [40, pytest.param(5_000, marks=[pytest.mark.torture])], ids=["quick", "torture"]
+    "number", [40, pytest.param(2_000, marks=[pytest.mark.torture])], ids=["quick", "torture"]
 )
 def test_random_damage_to_contents_is_borne(bench: Bench, number: int) -> None:
     """Cut, flipped or overwritten anywhere: our errors or right answers, and no other end."""
