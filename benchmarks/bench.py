@@ -43,8 +43,8 @@ class Plan:
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)  # sessions as a store grows
     batch: int = 1_000  # calls of each kind, and sessions that time out, at each of these sizes
     listed: int = 100_000  # sessions beside which the loop must go on
-    singles: int = 500  # creates, or ends, of a run at one task
-    many: int = 3_000  # of a run at many tasks
+    singles: int = 300  # creates, or ends, of a run at one task
+    many: int = 1_500  # of a run at many tasks
     payloads: tuple[int, ...] = (100, 10_000, 100_000)  # bytes
     processes: tuple[int, ...] = (1, 4)
     writers: int = 8  # processes

@@ -42,7 +42,8 @@ class Rival:
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Open or make the store in the folder, which may hold one from before.
 
-        Without a cache of its own it ignores cache_size (sessions).
+        If several have it open at once, the first of them closes it last. Without a cache of
+        its own it ignores cache_size (sessions).
         """
         raise NotImplementedError
 

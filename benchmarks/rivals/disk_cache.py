@@ -64,5 +64,5 @@ class DiskCache(DocumentRival):
             session = self._cache.get(session_id)
             if session is None or session["status"] != "active":
                 return False
-            self._cache.set(session_id, session | change(session))
+            self._cache.set(session_id, {**session, "last_activity": self.now(), **change(session)})
         return True

@@ -33,9 +33,9 @@ if not settings.configured:  # what differs between stores is set by _point_to
 
 from django.contrib.sessions.backends.base import VALID_KEY_CHARS  # noqa: E402  # needs settings
 from django.contrib.sessions.backends.cached_db import SessionStore  # noqa: E402
-from django.contrib.sessions.models import Session  # noqa: E402
 from django.core.cache import caches  # noqa: E402
-from django.db import connection, connections  # noqa: E402
+from django.core.management import call_command  # noqa: E402
+from django.db import connections  # noqa: E402
 from django.utils.crypto import get_random_string  # noqa: E402
 
 # The table of Django's own model, and the form in which it writes times.
@@ -66,7 +66,7 @@ class DjangoSessions(DocumentRival):
         """Point Django to the file, and make its table."""
         self._path = folder / FILE
         _point_to(self._path, durability, cache_size)
-        await sync_to_async(_make_table)()
+        await sync_to_async(call_command)("migrate", verbosity=0)
 
     async def close(self) -> None:
         """Close the connection and empty the cache. The thread stays, asgiref's for the process."""
@@ -96,7 +96,8 @@ class DjangoSessions(DocumentRival):
         store = SessionStore(session_id)
         if await store.aget("status") != "active":
             return False
-        await store.aupdate(change(dict(await store.aitems())))
+        change_of = change(dict(await store.aitems()))
+        await store.aupdate({"last_activity": self.now(), **change_of})
         await store.asave()
         return True
 
@@ -116,9 +117,3 @@ def _point_to(path: Path, durability: Durability, cache_size: int) -> None:
     }
     with suppress(AttributeError):  # none was made yet
         del caches["default"]
-
-
-def _make_table() -> None:
-    if Session._meta.db_table not in connection.introspection.table_names():
-        with connection.schema_editor() as editor:
-            editor.create_model(Session)

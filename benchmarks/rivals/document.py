@@ -26,27 +26,26 @@ def new_document(child_id: str, data: dict[str, Any]) -> Document:
 class DocumentRival(Rival):
     """Changes a dict; a subclass loads and saves it."""
 
+    def now(self) -> object:
+        """Return the time as it is written."""
+        return now()
+
     async def _change(self, session_id: str, change: Callable[[Document], Document]) -> bool:
-        """Add to an active session what `change` returns of it; False if there is none."""
+        """Add to an active session what `change` makes of it, and the time; False if none is."""
         raise NotImplementedError
 
     async def touch(self, session_id: str) -> bool:
         """Load, count, save."""
-        return await self._change(
-            session_id,
-            lambda session: {
-                "last_activity": now(),
-                "interaction_count": session["interaction_count"] + 1,
-            },
-        )
+
+        def count(session: Document) -> Document:
+            return {"interaction_count": session["interaction_count"] + 1}
+
+        return await self._change(session_id, count)
 
     async def update(self, session_id: str, data: dict[str, Any]) -> bool:
         """Load, merge, save."""
-        return await self._change(
-            session_id,
-            lambda session: {"last_activity": now(), "data": {**session["data"], **data}},
-        )
+        return await self._change(session_id, lambda session: {"data": {**session["data"], **data}})
 
     async def end(self, session_id: str) -> bool:
         """Load, mark as ended, save."""
-        return await self._change(session_id, lambda _: {"status": "ended", "ended_at": now()})
+        return await self._change(session_id, lambda _: {"status": "ended", "ended_at": self.now()})

@@ -20,25 +20,12 @@ LIFETIME = 86_400  # seconds after its last use that Redis keeps a session
 CONNECTIONS = 50  # calls beyond wait for one; more connections were no faster
 CHUNK = 1_000  # sessions that fill() sends at once
 
-# ARGV: lifetime, then field and value by turns.
-CREATE = """
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return 1
-"""
-
-CHANGE = """
-if redis.call('HGET', KEYS[1], 'status') ~= 'active' then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return 1
-"""
-
-TOUCH = """
-if redis.call('HGET', KEYS[1], 'status') ~= 'active' then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('HINCRBY', KEYS[1], 'interaction_count', 1)
-redis.call('EXPIRE', KEYS[1], ARGV[1])
+# ARGV: whether it is to be active already, interactions to add, lifetime; then fields and values.
+WRITE = """
+if ARGV[1] == '1' and redis.call('HGET', KEYS[1], 'status') ~= 'active' then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+if ARGV[2] ~= '0' then redis.call('HINCRBY', KEYS[1], 'interaction_count', ARGV[2]) end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
@@ -75,12 +62,10 @@ class RedisHash(RedisRival):
     distributions: ClassVar = ("redis", "hiredis")
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
-        """Start or find the server, connect, and load the scripts."""
+        """Start or find the server, connect, and load the script."""
         self._server = RedisServer(folder, durability)
         self._client = connect(self._server, decode_responses=True)
-        self._create, self._change, self._touch = [
-            await self._client.script_load(script) for script in (CREATE, CHANGE, TOUCH)
-        ]
+        self._script = await self._client.script_load(WRITE)
 
     async def close(self) -> None:
         """Disconnect and stop the server."""
@@ -111,26 +96,27 @@ class RedisHash(RedisRival):
 
     async def touch(self, session_id: str) -> bool:
         """Set the time and raise the count, if the session is active."""
-        return await self._run(self._touch, session_id, "last_activity", now())
+        return await self._write(session_id, 1, "last_activity", now())
 
     async def update(self, session_id: str, data: dict[str, Any]) -> bool:
         """Set the fields, if the session is active."""
-        return await self._run(self._change, session_id, "last_activity", now(), *_fields(data))
+        return await self._write(session_id, 0, "last_activity", now(), *_fields(data))
 
     async def end(self, session_id: str) -> bool:
         """Set the status, if the session is active."""
-        return await self._run(self._change, session_id, "status", "ended", "ended_at", now())
+        return await self._write(session_id, 0, "status", "ended", "ended_at", now())
 
     async def _call(self, *command: str | int) -> Any:
         return await self._client.execute_command(*command)
 
-    async def _run(self, script: str, session_id: str, *fields: str) -> bool:
-        return bool(await self._call("EVALSHA", script, 1, _key(session_id), LIFETIME, *fields))
+    async def _write(self, session_id: str, count: int, *fields: str) -> bool:
+        key = _key(session_id)
+        return bool(await self._call("EVALSHA", self._script, 1, key, 1, count, LIFETIME, *fields))
 
     def _creation(self, id_: str, child_id: str, data: dict[str, Any]) -> Command:
         at = now()
         return (
-            *("EVALSHA", self._create, 1, _key(id_), LIFETIME),
+            *("EVALSHA", self._script, 1, _key(id_), 0, 0, LIFETIME),
             *("child_id", child_id, "status", "active", "started_at", at, "last_activity", at),
             *("interaction_count", "0", *_fields(data)),
         )
@@ -145,7 +131,7 @@ class RedisPipelined(RedisHash):
     name: ClassVar = "Redis, pipelined"
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
-        """Start or find the server, connect, and load the scripts."""
+        """Start or find the server, connect, and load the script."""
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._batches: set[asyncio.Task[None]] = set()
         await super().open(folder, durability, cache_size)

@@ -15,7 +15,8 @@ from sqlalchemy import JSON, DateTime, Index, String, event
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from .base import Durability, Rival
+from .base import Durability
+from .document import Document, DocumentRival
 from .table import BUSY_TIMEOUT, FILE, fill_table, new_id, pragmas
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"  # of SQLAlchemy's DateTime in SQLite
@@ -42,11 +43,15 @@ class SessionRecord(Base):
     interaction_count: Mapped[int] = mapped_column(default=0)
 
 
-class SqlalchemyOrm(Rival):
+class SqlalchemyOrm(DocumentRival):
     """Keeps rows in the cache for ever: another process's changes to them are not seen by get."""
 
     name: ClassVar = "SQLAlchemy, asynchronous ORM"
     distributions: ClassVar = ("SQLAlchemy", "greenlet", "aiosqlite")
+
+    def now(self) -> object:
+        """Return the time, which SQLAlchemy writes."""
+        return datetime.now(UTC)
 
     async def open(self, folder: Path, durability: Durability, cache_size: int) -> None:
         """Make the engine, its hooks and the table."""
@@ -79,7 +84,7 @@ class SqlalchemyOrm(Rival):
 
     async def create(self, child_id: str, data: dict[str, Any]) -> str:
         """Add an object and commit."""
-        now = datetime.now(UTC)
+        now = self.now()
         record = SessionRecord(
             id=new_id(), child_id=child_id, started_at=now, last_activity=now, data=data
         )
@@ -98,40 +103,15 @@ class SqlalchemyOrm(Rival):
                 self._remember(record)
         return record
 
-    async def touch(self, session_id: str) -> bool:
-        """Change the object's time and count."""
-
-        def change(record: Any) -> None:
-            record.last_activity = datetime.now(UTC)
-            record.interaction_count += 1
-
-        return await self._change(session_id, change)
-
-    async def update(self, session_id: str, data: dict[str, Any]) -> bool:
-        """Give the object a new dict, since the ORM sees no change inside of one."""
-
-        def change(record: Any) -> None:
-            record.last_activity = datetime.now(UTC)
-            record.data = {**record.data, **data}
-
-        return await self._change(session_id, change)
-
-    async def end(self, session_id: str) -> bool:
-        """Change the object's status."""
-
-        def change(record: Any) -> None:
-            record.status = "ended"
-            record.ended_at = datetime.now(UTC)
-
-        return await self._change(session_id, change)
-
-    async def _change(self, session_id: str, change: Callable[[Any], None]) -> bool:
-        """Change the object if it is active, and commit."""
+    async def _change(self, session_id: str, change: Callable[[Document], Document]) -> bool:
+        """Change the object, which gets new values: the ORM sees no change inside of a dict."""
         async with self._sessions.begin() as session:
             record = await session.get(SessionRecord, session_id)
             if record is None or record.status != "active":
                 return False
-            change(record)
+            changed = {"last_activity": self.now(), **change(vars(record))}
+            for name, value in changed.items():
+                setattr(record, name, value)
         self._remember(record)
         return True
 

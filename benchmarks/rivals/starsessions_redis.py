@@ -71,7 +71,7 @@ class StarsessionsRedis(RedisRival, DocumentRival):
         session = handler.connection.session
         if session.get("status") != "active":
             return False
-        session.update(change(session))
+        session.update(change(session), last_activity=self.now())
         await handler.save(LIFETIME)
         return True
 

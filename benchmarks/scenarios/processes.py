@@ -16,7 +16,6 @@ from ..children import Begin, run_children
 from ..figures import Reading, Unit
 from ..rivals import load
 from ..rivals.base import Durability
-from ..rivals.manager import Sessionstore
 from ..work import SMALL, Call, Store, UnacknowledgedError, call_all, mix, touches
 
 HOT = 12  # sessions that all processes get and touch
@@ -87,33 +86,36 @@ async def call_in_processes(
     bench: Bench, key: str, store: Store, kind: str, count: int, window: float, tasks: int
 ) -> list[int]:
     """Return how many calls each process has made."""
-    release = str(bench.release) if bench.release else None
-    common = (key, release, str(store.folder), store.ids, kind, window, tasks)
+    common = (describe(bench, key, store, store.ids), kind, window, tasks)
     return await run_children(call_for, [(*common, seed) for seed in range(count)])
 
 
+def describe(
+    bench: Bench, key: str, store: Store, ids: list[str]
+) -> tuple[str, str, str, list[str]]:
+    """Return what a child needs to open the store."""
+    return key, str(bench.release or ""), str(store.folder), ids
+
+
+async def open_store(key: str, release: str, folder: str, ids: list[str]) -> Store:
+    """Open a store that the parent has open, too."""
+    rival = load(key, Path(release) if release else None)()
+    await rival.open(Path(folder), Durability.NORMAL, max(HOT, len(ids) // 10))
+    return Store(rival, Path(folder), ids, SMALL)
+
+
 async def call_for(
-    begin: Begin,
-    key: str,
-    release: str | None,
-    folder: str,
-    ids: list[str],
-    kind: str,
-    window: float,
-    tasks: int,
-    seed: int,
+    begin: Begin, described: list[Any], kind: str, window: float, tasks: int, seed: int
 ) -> int:
     """Return how many calls this process makes in the window."""
-    rival = load(key, Path(release) if release else None)()
-    await rival.open(Path(folder), Durability.NORMAL, len(ids) // 10)
-    store = Store(rival, Path(folder), ids, SMALL)
+    store = await open_store(*described)
     calls = {"activity": touches, "mix": mix}[kind](store, seed)
     await call_all(itertools.islice(calls, tasks))
     await begin()
     end = time.monotonic() + window
     counts = await asyncio.gather(*(call_until(end, calls) for _ in range(tasks)))
-    await rival.settle()
-    await rival.close()
+    await store.rival.settle()
+    await store.rival.close()
     return sum(counts)
 
 
@@ -132,9 +134,8 @@ async def run_hot(bench: Bench, case: str, key: str, store: Store, share: int) -
     """Let the processes get and touch the same few sessions, and count hits and stale gets."""
     file = store.folder / SHARED
     file.write_bytes(bytes(8 * HOT * CREW))
-    release = str(bench.release) if bench.release else None
     ids = await store.rival.fill(HOT, SMALL)
-    common = (key, release, str(store.folder), ids, share, bench.plan.window)
+    common = (describe(bench, key, store, ids), share, bench.plan.window)
     counts = await run_children(get_hot, [(*common, number) for number in range(CREW)])
     hits, misses, stale = map(sum, zip(*counts, strict=True))
     return [
@@ -144,20 +145,12 @@ async def run_hot(bench: Bench, case: str, key: str, store: Store, share: int) -
 
 
 async def get_hot(
-    begin: Begin,
-    key: str,
-    release: str | None,
-    folder: str,
-    ids: list[str],
-    share: int,
-    window: float,
-    number: int,
+    begin: Begin, described: list[Any], share: int, window: float, number: int
 ) -> tuple[int, int, int]:
     """Return the hits, the misses and the stale gets of this process."""
-    rival: Any = load(key, Path(release) if release else None)()
-    if not isinstance(rival, Sessionstore):
-        raise TypeError(key)
-    await rival.open(Path(folder), Durability.NORMAL, len(ids))
+    store = await open_store(*described)
+    rival: Any = store.rival
+    ids = store.ids
     random = Random(number)
     stale = 0
 
@@ -175,7 +168,7 @@ async def get_hot(
                 stale += session.interaction_count < at_least
 
     with (
-        (Path(folder) / SHARED).open("r+b") as file,
+        (store.folder / SHARED).open("r+b") as file,
         mmap.mmap(file.fileno(), 0) as mapped,
         memoryview(mapped).cast("Q") as counters,
     ):

@@ -66,6 +66,7 @@ TINY = replace(
     many=10,
     payloads=(100,),
     writers=2,
+    processes=(1,),
     patience=PATIENCE,
 )
 
@@ -313,7 +314,7 @@ HOT = f"{processes.CREW} processes, {processes.HOT} sessions, 5 % writes"
             ("growth", case, {"100 sessions", "300 sessions"})
             for case in ("get, 1 task", "end, 5 tasks", "first page", "statistics", "sweep of 20")
         ),
-        ("processes", "mix, 2 processes", {"sessionstore", "sqlite3"}),
+        ("processes", "mix, 1 process", {"sessionstore", "sqlite3"}),
         ("processes", f"{processes.STALE}, {HOT}", {"sessionstore"}),
         ("processes", f"{processes.FAIRNESS}, 2 writing processes", {"sessionstore"}),
         ("payload", "update, 100 bytes", {*HERE}),
