@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""The package on each Python that it promises to run on, as far as this machine has it.
+"""The package on each Python that it promises to run on, and on the oldest aiosqlite.
 
-Each version runs a whole life cycle in a process of its own, on a copy of the package beside a copy
-of aiosqlite, with every warning an error.
+Each Python that this machine has runs a whole life cycle in a process of its own, on a copy of the
+package beside a copy of aiosqlite, with every warning an error. The suite of all stores is run on
+the oldest aiosqlite that setup.cfg allows, in an environment of its own; on the newest, or whatever
+is installed, it is run by itself.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import aiosqlite
@@ -17,6 +21,7 @@ import pytest
 
 import sessionstore
 
+ROOT = Path(__file__).parents[2]
 VERSIONS = ["3.11", "3.12", "3.13"]
 
 LIFE_CYCLE = """
@@ -203,10 +208,56 @@ def test_what_is_no_interpreter_is_absent(
 
 def test_every_promised_version_is_tried() -> None:
     """The versions above are those that the package's metadata names."""
-    metadata = (Path(__file__).parents[2] / "setup.cfg").read_text()
+    metadata = (ROOT / "setup.cfg").read_text()
     named = [
         line.rsplit(" ", 1)[-1]
         for line in metadata.splitlines()
         if line.strip().startswith("Programming Language :: Python :: 3.")
     ]
     assert named == VERSIONS
+
+
+def oldest_aiosqlite() -> str:
+    """Return the oldest release that setup.cfg allows."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    requirement = settings["options"]["install_requires"].strip()
+    name, _, version = requirement.partition(">=")
+    assert name == "aiosqlite"
+    return version
+
+
+@pytest.mark.torture
+def test_the_suite_of_all_stores_on_the_oldest_aiosqlite(tmp_path: Path) -> None:
+    """Every store does what the seam promises on the oldest release that is allowed, too."""
+    version = oldest_aiosqlite()
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    packages = [f"aiosqlite=={version}.*", "pytest", "pytest-asyncio", "hypothesis"]
+    installing = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *packages],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert installing.returncode == 0, installing.stderr
+    testing = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert testing.returncode == 0, testing.stdout
+    told = subprocess.run(
+        [python, "-c", "import aiosqlite; print(aiosqlite.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.startswith(f"{version}.")

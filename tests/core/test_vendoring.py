@@ -2,7 +2,8 @@
 """The package as a folder that somebody copied into a project of their own.
 
 The copy runs in a Python that sees nothing but the standard library, the project and aiosqlite: no
-installed packages, so that no part of the copy can lean on the original.
+installed packages, so that no part of the copy can lean on the original. Of the copy, folders that
+may be deleted are deleted, or not.
 """
 
 import json
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiosqlite
 import pytest
@@ -71,80 +72,111 @@ print(json.dumps({
 """
 
 
-def run_copy(host: Path, name: str) -> dict[str, Any]:
-    """Copy the package into a project under another name; run a life cycle; return its report."""
+FRONTS = ["cli"]  # folders that may be deleted
+
+
+def copy_package(host: Path, name: str, *, is_whole: bool = True) -> Path:
+    """Copy the package into a project under another name, and aiosqlite beside it."""
     folder = host.joinpath(*name.split("."))
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", *([] if is_whole else FRONTS))
     shutil.copytree(PACKAGE, folder, ignore=ignore)
     for parent in folder.parents:
         if parent != host and parent.is_relative_to(host):
             (parent / "__init__.py").touch()
-    shutil.copytree(AIOSQLITE, host / "aiosqlite", ignore=ignore)
-    command = [sys.executable, "-I", "-S", "-W", "error", "-c", LIFE_CYCLE]
-    child = subprocess.run(
-        [*command, str(host), name, str(host / "data" / "sessions.db")],
+    if not (host / "aiosqlite").exists():
+        shutil.copytree(AIOSQLITE, host / "aiosqlite", ignore=ignore)
+    return folder
+
+
+def run(host: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a Python that sees nothing but the standard library."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-W", "error", "-c", script, str(host), *arguments],
         cwd=host,
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
     )
+
+
+class Copy(NamedTuple):
+    """A copy in a project, and what its life cycle said."""
+
+    host: Path
+    name: str
+    is_whole: bool
+    report: dict[str, Any]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("kept_sessions", False), ("host.vendor.kept_sessions", True)],
+    ids=["at the top, without cli", "deep inside, with cli"],
+)
+def copy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """Return a copy that has lived."""
+    name, is_whole = request.param
+    host = tmp_path_factory.mktemp("project")
+    copy_package(host, name, is_whole=is_whole)
+    child = run(host, LIFE_CYCLE, name, str(host / "data" / "sessions.db"))
     assert child.returncode == 0, child.stderr
-    report: dict[str, Any] = json.loads(child.stdout)
-    return report
+    return Copy(host, name, is_whole, json.loads(child.stdout))
 
 
-@pytest.fixture(scope="module", params=["kept_sessions", "host.vendor.kept_sessions"])
-def name(request: pytest.FixtureRequest) -> str:
-    """Return the name that the copy has in its new project: at the top, and deep inside."""
-    assert isinstance(request.param, str)
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def report(name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what a life cycle of the copy said."""
-    return run_copy(tmp_path_factory.mktemp("project"), name)
-
-
-def test_copy_lives_a_whole_life(report: dict[str, Any]) -> None:
+def test_copy_lives_a_whole_life(copy: Copy) -> None:
     """A copied folder makes its file, keeps sessions in it, reads them again, and tells on_end."""
-    assert report["ended"] == ["lina"]
+    assert copy.report["ended"] == ["lina"]
 
 
-def test_copy_logs_under_its_own_name(report: dict[str, Any], name: str) -> None:
+def test_copy_logs_under_its_own_name(copy: Copy) -> None:
     """A copy's loggers carry the name that it has in the project, and no other."""
-    own = [logger for logger in report["loggers"] if logger.startswith(f"{name}.")]
+    own = [logger for logger in copy.report["loggers"] if logger.startswith(f"{copy.name}.")]
     assert own
-    assert set(report["loggers"]) - set(own) <= {"asyncio", "aiosqlite"}
-    assert [logger for logger in report["known loggers"] if "sessionstore" in logger] == []
+    assert set(copy.report["loggers"]) - set(own) <= {"asyncio", "aiosqlite"}
+    assert [name for name in copy.report["known loggers"] if "sessionstore" in name] == []
 
 
-def test_copy_needs_no_original(report: dict[str, Any], name: str) -> None:
+def test_copy_needs_no_original(copy: Copy) -> None:
     """A copy runs where no sessionstore is installed, and imports nothing by that name."""
-    assert not report["original"]
-    assert [module for module in report["modules"] if "sessionstore" in module] == []
-    assert f"{name}.manager" in report["modules"]
-    assert [file for file in report["files"] if file.startswith(f"{PACKAGE}/")] == []
+    modules = copy.report["modules"]
+    assert not copy.report["original"]
+    assert [module for module in modules if "sessionstore" in module] == []
+    assert f"{copy.name}.sqlite.store" in modules
+    assert [file for file in copy.report["files"] if file.startswith(f"{PACKAGE}/")] == []
 
 
-def test_copy_needs_nothing_but_aiosqlite(report: dict[str, Any], name: str) -> None:
-    """A copy imports the standard library, itself, and aiosqlite."""
-    packages = {module.split(".")[0] for module in report["modules"]}
-    known = {*sys.stdlib_module_names, "__main__", name.split(".")[0], "aiosqlite"}
+def test_copy_needs_nothing_but_aiosqlite(copy: Copy) -> None:
+    """A copy imports the standard library, itself, and aiosqlite; and no command line."""
+    packages = {module.split(".")[0] for module in copy.report["modules"]}
+    known = {*sys.stdlib_module_names, "__main__", copy.name.split(".")[0], "aiosqlite"}
     assert {package for package in packages - known if not package.startswith("_")} == set()
+    assert [module for module in copy.report["modules"] if f"{copy.name}.cli" in module] == []
+
+
+def test_the_command_line_of_a_copy_works_if_it_is_there(copy: Copy) -> None:
+    """Whoever deletes it loses the command line, and nothing else."""
+    script = (
+        "import runpy, sys; sys.path.insert(0, sys.argv[1]); name = sys.argv[2];"
+        "sys.argv[1:] = ['list', sys.argv[3]]; runpy.run_module(name, run_name='__main__')"
+    )
+    child = run(copy.host, script, copy.name, str(copy.host / "data" / "sessions.db"))
+    if copy.is_whole:
+        assert (child.returncode, child.stderr) == (0, "")
+        assert "omar" in child.stdout
+    else:
+        assert child.returncode != 0
+        assert f"No module named '{copy.name}.cli'" in child.stderr
 
 
 def test_two_copies_live_in_one_project(tmp_path: Path) -> None:
     """Two copies under two names do not share a class, so that their versions may differ."""
-    ignore = shutil.ignore_patterns("__pycache__")
     for name in ("first", "second"):
-        shutil.copytree(PACKAGE, tmp_path / name, ignore=ignore)
-    shutil.copytree(AIOSQLITE, tmp_path / "aiosqlite", ignore=ignore)
+        copy_package(tmp_path, name)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import first, second;"
         "assert first.SessionManager is not second.SessionManager;"
         "assert not issubclass(first.SchemaError, second.SessionStoreError)"
     )
-    command = [sys.executable, "-I", "-S", "-W", "error", "-c", script, str(tmp_path)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    child = run(tmp_path, script)
     assert child.returncode == 0, child.stderr
