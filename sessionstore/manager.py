@@ -132,7 +132,7 @@ class SessionManager:
             try:
                 await asyncio.shield(opening)
             except BaseException:  # cancelled, or failed: what was opened is closed
-                await _finish(self._close_store(opening))
+                await _finish(lambda: self._close_store(opening))
                 raise
             self._loop = asyncio.get_running_loop()
             if self._sweep_interval is not None:
@@ -149,7 +149,7 @@ class SessionManager:
         async with self._in_transition():
             if self._loop is not None:
                 self._loop = None
-                await _finish(self._close())
+                await _finish(self._close)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -428,8 +428,9 @@ class SessionManager:
         """Close a store whose opening has failed or was cut off."""
         await self._store.close()  # the opening gives up, if it is still under way
         await asyncio.wait({opening})
-        if not opening.cancelled() and opening.exception() is None:
-            await self._store.close()
+        if not opening.cancelled():
+            opening.exception()  # is raised elsewhere
+        await self._store.close()
 
     async def _close(self) -> None:
         try:
@@ -461,15 +462,20 @@ class _Memory:
         self._cache.forget()
 
 
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Run the work to its end, even if cancelled meanwhile; then pass the cancellation on."""
-    task = asyncio.ensure_future(work)
+async def _finish(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run the work to its end, even if cancelled meanwhile; then pass the cancellation on.
+
+    Whoever cancels all tasks cancels that of the work, too: it is begun again then.
+    """
     cancelled: asyncio.CancelledError | None = None
+    task = asyncio.ensure_future(work())
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
+        if task.cancelled():
+            task = asyncio.ensure_future(work())
     task.result()
     if cancelled is not None:
         raise cancelled

@@ -87,7 +87,10 @@ class Connection:
 
     def queue(self, function: Callable[[], None]) -> None:
         """Run the function on the thread, after what was queued before."""
-        self._aiosqlite._tx.put_nowait((_NOBODY, function))  # type: ignore[arg-type]
+        # The thread keeps what it ran last. If that led to this connection, a store that was never
+        # closed could not go, nor its thread.
+        once = [function]
+        self._aiosqlite._tx.put_nowait((_NOBODY, lambda: once.pop()()))  # type: ignore[arg-type]
 
     async def run(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run the function on the thread and return its result, or raise our error for its."""

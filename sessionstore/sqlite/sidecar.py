@@ -161,6 +161,9 @@ class Sidecar:
         self._words = memoryview(b"")
         self.versions = self._words
 
+    def __del__(self) -> None:
+        self.disown()  # of a store that was never closed, in an event loop that is gone
+
     def _set(self, version: int) -> None:
         words = self._words
         for slot in self._marked.values():

@@ -85,6 +85,7 @@ class SQLiteStore:
         self._writes: Lane | ClosedLane = _NOT_OPEN
         self._loads: Lane | ClosedLane = _NOT_OPEN
         self._lists: Lane | ClosedLane = _NOT_OPEN
+        self._closing: list[Lane] = []  # those that close() is waiting for
         self._is_opening = False
         self._is_given_up = False  # whether close() was called in the meantime
         self._data_version = 0  # at the last sweep
@@ -108,37 +109,39 @@ class SQLiteStore:
             self._is_opening = False
 
     async def close(self) -> None:
-        """Finish what was accepted, and let go of the file."""
+        """Finish what was accepted, and let go of the file. If cancelled, the next call goes on."""
         if self._is_opening:
             self._is_given_up = True
             if isinstance(self._writes, Lane):
                 self._writes.hurry(0)
             return
-        lanes = [
+        lanes = self._closing or [
             each for each in (self._writes, self._loads, self._lists) if isinstance(each, Lane)
         ]
-        if not lanes:  # not open, or another process's
-            return
-        lanes[0].check_loop()
-        self._writes = self._loads = self._lists = _NOT_OPEN
-        self.versions = None
-        for lane in lanes:
-            lane.hurry(CLOSE_PATIENCE)
-        resting = [asyncio.ensure_future(lane.rest()) for lane in lanes]
-        _, pending = await asyncio.wait(resting, timeout=CLOSE_LIMIT)
-        for each in pending:
-            each.cancel()
-        if pending:
-            logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
-            self._forsake()
-            return
-        lanes[0].hurry(CLOSE_PATIENCE)
-        for connection in self._connections[1:]:
-            await connection.close()
-        # A lock that somebody keeps means that this is not the last connection: closing is safe.
-        with suppress(SessionStoreError):
-            await lanes[0].submit(Chore(_take_leave))
-        await self._let_go()
+        if lanes:
+            lanes[0].check_loop()
+            self._closing = lanes
+            self._writes = self._loads = self._lists = _NOT_OPEN
+            self.versions = None
+            for lane in lanes:
+                lane.hurry(CLOSE_PATIENCE)
+            resting = [asyncio.ensure_future(lane.rest()) for lane in lanes]
+            _, pending = await asyncio.wait(resting, timeout=CLOSE_LIMIT)
+            for each in pending:
+                each.cancel()
+            if pending:
+                logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
+                self._forsake()
+                return
+            lanes[0].hurry(CLOSE_PATIENCE)
+            for connection in self._connections[1:]:
+                await connection.close()
+            # A lock that somebody keeps means that this is not the last connection: closing is safe.
+            with suppress(SessionStoreError):
+                await lanes[0].submit(Chore(_take_leave))
+            self._closing = []
+        if self._connections:  # else it is not open, or another process's
+            await self._let_go()
 
     async def create(self, record: Record) -> None:
         """Add a session."""
@@ -308,14 +311,14 @@ class SQLiteStore:
 
     async def _let_go(self) -> None:
         """Close what is open, whatever it is."""
-        connections, self._connections = self._connections, []
-        for connection in reversed(connections):
+        for connection in reversed([*self._connections]):
             await connection.close()
         if self._sidecar is not None:
             self._sidecar.close()
         self._forsake()
 
     def _forsake(self) -> None:
+        self._connections, self._closing = [], []
         self.versions = None
         self._writes = self._loads = self._lists = _NOT_OPEN
         self._sidecar = None

@@ -23,34 +23,27 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sessionstore import Session, SessionManager, StoreBusyError, StoreClosedError
-from sessionstore import database as database_module
-from sessionstore.endings import Ender
-from sessionstore.sqlite.concurrency import Batcher
-from sessionstore.sqlite.database import Connection, Database
-from sessionstore.sqlite.writer import Change
+from sessionstore.endings import Endings
+from sessionstore.session import Record
+from sessionstore.sqlite import SQLiteStore
+from sessionstore.sqlite.lane import Call as LaneCall
+from sessionstore.sqlite.lane import Lane
+from sessionstore.sqlite.schema import MIGRATIONS
+from sessionstore.store import Commit, Listener
 from sessionstore.sweeper import Sweeper
 
-from . import kills
-from ..children import (
-    PATIENCE,
-    ROOT,
-    Program,
-    hold_sidecar,
-    hold_sqlite,
-    holding,
-    is_locked,
-)
-from .kills import Ledger
+from ..children import PATIENCE, ROOT, Program, hold_sidecar, hold_sqlite, holding, is_locked
 from ..seeds import draw_seed
+from . import kills, old_files
+from .kills import Ledger
 from .test_kills import visit
-from ..core.test_lifecycle import descriptors, nothing_left
-from .test_migrations import VERSIONS, make_file_of_version
 
 DAY = 86_400.0  # seconds
 EXIT = 2.0  # seconds in which a process ends, on a machine that is not overloaded
@@ -65,6 +58,26 @@ def _little_garbage() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+def descriptors() -> int:
+    """Return how many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def nothing_left(threads: int, files: int) -> bool:
+    """Return whether no task, thread or descriptor has come since they were counted."""
+    gc.collect()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    return (tasks, threading.active_count(), descriptors()) == (set(), threads, files)
+
+
+async def soon(is_so: Callable[[], bool]) -> bool:
+    """Return whether something becomes true in a moment: a thread may still be about to end."""
+    deadline = time.monotonic() + in_time() / 2
+    while not is_so() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event tells
+        await asyncio.sleep(0.002)
+    return is_so()
 
 
 def in_time() -> float:
@@ -298,7 +311,7 @@ class Caller:
 
 
 def is_free(database: Path) -> bool:
-    """Say whether another process could write at once."""
+    """Return whether another process could write at once."""
     with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
@@ -322,11 +335,12 @@ async def storm(database: Path, seed: int, callers: int, rounds: int) -> list[st
         await asyncio.sleep(chance.choice([0, 0.001]))
         heard.append(session)
 
+    is_heard = chance.random() < 0.7
     sessions = SessionManager(
         database,
         cache_size=chance.choice([0, 4, 1_000]),
         sweep_interval=chance.choice([None, 0.01]),
-        on_end=hear if chance.random() < 0.7 else None,
+        on_end=hear if is_heard else None,
     )
     await sessions.open()
     crowd = [
@@ -344,7 +358,7 @@ async def storm(database: Path, seed: int, callers: int, rounds: int) -> list[st
     faults = list(found.faults)
     for caller in crowd:
         faults += caller.check(found.rows[caller.owner])
-    if sessions._on_end is not None:
+    if is_heard:
         faults += _unheard(found, heard)
     calls = Counter[str]()
     for caller in crowd:
@@ -356,7 +370,7 @@ async def storm(database: Path, seed: int, callers: int, rounds: int) -> list[st
 
 
 def _unheard(found: kills.Found, heard: list[Session]) -> list[str]:
-    """Return where on_end was not called once for each session that has ended."""
+    """Return how on_end was not called once for each session that has ended."""
     times = Counter(session.id for session in heard)
     ended = {id_ for rows in found.rows.values() for id_, row in rows.items() if row[0] != "active"}
     active = {id_ for rows in found.rows.values() for id_ in rows} - ended
@@ -373,7 +387,7 @@ async def weather(folder: Path, storms: int, callers: int, rounds: int) -> list[
     for number in range(storms):
         seed = draw_seed()
         faults = await storm(folder / f"{number}.db", seed, callers, rounds)
-        if not nothing_left(threads, files):
+        if not await soon(partial(nothing_left, threads, files)):
             faults.append(f"left behind: {asyncio.all_tasks()}, {threading.enumerate()}")
         if faults:
             return [f"SEED={seed}", *faults]
@@ -393,30 +407,33 @@ async def test_hundreds_of_storms_lose_nothing(tmp_path: Path) -> None:
 
 def cancel_neighbours(patch: pytest.MonkeyPatch) -> None:
     """Have one caller who gives up take its whole batch along."""
-    take = Batcher._take
+    take = Lane._take
 
-    def take_or_cancel(self: Batcher[Any, Any], count: int) -> Any:
-        has_quitter = any(queued[1].done() for queued in self._queue)
-        batch = take(self, count)
-        for _, future, _ in batch if has_quitter else ():
-            future.cancel()
+    def take_or_cancel(self: Lane) -> list[LaneCall]:
+        has_quitter = any(call.future.done() for call in self._gathered)
+        batch = take(self)
+        for call in batch if has_quitter else ():
+            self._loop.call_soon_threadsafe(call.future.cancel)
         return batch
 
-    patch.setattr(Batcher, "_take", take_or_cancel)
+    patch.setattr(Lane, "_take", take_or_cancel)
 
 
 def tell_in_the_caller(patch: pytest.MonkeyPatch) -> None:
     """Call on_end in the task of the caller, who may be cancelled meanwhile."""
+    ended: list[Record] = []
 
-    async def end(
-        self: Ender, apply: Any, *arguments: Any, durable: bool, wait: bool = True
-    ) -> Change:
-        change = await self._writer.submit(apply, *arguments, durable=durable)
-        if self._on_end is not None:
-            await self._tell_all(self._on_end, change.rows)
-        return change
+    async def call(self: Endings, is_meant: Callable[[Record], bool]) -> None:
+        for record in filter(is_meant, ended.copy()):
+            ended.remove(record)
+            if self._on_end is not None:
+                await self._call(self._on_end, record)
 
-    patch.setattr(Ender, "end", end)
+    def remember(self: Endings, commit: Commit) -> None:
+        ended.extend(commit.ended)
+
+    patch.setattr(Endings, "on_commit", remember)
+    patch.setattr(Endings, "wait", call)
 
 
 def forget_the_sweeper(patch: pytest.MonkeyPatch) -> None:
@@ -447,22 +464,62 @@ async def test_a_broken_shelter_is_caught(
 # -- open() and close(), cut off at each step ------------------------------------------------------
 
 
-class Cut:
-    """Awaits a coroutine, and cancels the task that does so when it suspends for the nth time.
+class CutStore(SQLiteStore):
+    """A store whose open() or close() is cut off when it suspends for the nth time.
 
-    "at once": before what it waits for has happened; "too late": when it has, and before the task
-    hears of it; "for ever": from then on each time that it suspends.
+    Whose task is cancelled: the caller's, or all that there are. "at once": before what is waited
+    for has happened; "too late": when it has, and before the task hears of it; "for ever": from
+    then on each time that it suspends.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], step: int, mode: str) -> None:
-        self._coroutine = coroutine
+    def __init__(self, database: Path, method: str, step: int, whose: str, mode: str) -> None:
+        super().__init__(database)
+        self._method = method
         self._step = step
         self._mode = mode
+        self._whose = whose
+        self._spared = asyncio.current_task()  # the test's own
+        self.caller: asyncio.Task[None] | None = None
+        self.was_cut = False
+
+    async def open(self, listener: Listener, now: int) -> None:
+        """Open, or begin to."""
+        opening = super().open(listener, now)
+        await (Steps(opening, self._suspend) if self._method == "open" else opening)
+
+    async def close(self) -> None:
+        """Close, or begin to."""
+        closing_ = super().close()
+        await (Steps(closing_, self._suspend) if self._method == "close" else closing_)
+
+    def _suspend(self, waited_for: "asyncio.Future[Any] | None") -> None:
+        self._step -= 1
+        if self._step == 0 or (self._step < 0 and self._mode == "for ever"):
+            self.was_cut = True
+            if self._mode == "too late" and waited_for is not None:
+                waited_for.add_done_callback(self._cancel)
+            else:
+                asyncio.get_running_loop().call_soon(self._cancel)
+
+    def _cancel(self, _: object = None) -> None:
+        tasks = asyncio.all_tasks() if self._whose == "all" else {self.caller}
+        for task in tasks - {self._spared, None}:
+            task.cancel()  # type: ignore[union-attr]
+
+
+class Steps:
+    """Awaits a coroutine, and calls a function each time that it suspends."""
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        on_suspend: Callable[["asyncio.Future[Any] | None"], None],
+    ) -> None:
+        self._coroutine = coroutine
+        self._on_suspend = on_suspend
 
     def __await__(self) -> Generator[Any, Any, None]:
-        """Suspend where the coroutine does."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
+        """Suspend when the coroutine does."""
         error: BaseException | None = None
         while True:
             try:
@@ -471,12 +528,7 @@ class Cut:
                 )
             except StopIteration:
                 return
-            self._step -= 1
-            if self._step == 0 or (self._step < 0 and self._mode == "for ever"):
-                if self._mode == "too late" and waited_for is not None:
-                    waited_for.add_done_callback(lambda _: task.cancel())
-                else:
-                    loop.call_soon(task.cancel)
+            self._on_suspend(waited_for)
             error = None
             try:
                 yield waited_for
@@ -484,35 +536,41 @@ class Cut:
                 error = thrown
 
 
-async def cut(coroutine: Coroutine[Any, Any, None], step: int, mode: str) -> bool:
-    """Cut it off at its nth step, and say whether it ended as cancelled."""
-
-    async def run() -> None:
-        await Cut(coroutine, step, mode)
-
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.create_task(run())
-    except asyncio.CancelledError:
+async def cut(store: CutStore, call: Coroutine[Any, Any, None]) -> bool:
+    """Make the call, which is cut off by its store; return whether it ended as cancelled."""
+    store.caller = asyncio.create_task(call)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait({store.caller})
+    if store.caller.cancelled():
         return True
+    store.caller.result()
     return False
+
+
+def make_nothing(_: Path) -> None:
+    """Leave a file to be made."""
 
 
 def make_current(database: Path) -> None:
     """Make a file of today."""
-    make_file_of_version(database, max(VERSIONS))
+    old_files.make_release(len(MIGRATIONS), database, 0, old_files.APPLIED_AT)
 
 
 def make_older(database: Path) -> None:
     """Make a file of 0.1.0."""
-    make_file_of_version(database, 1)
+    old_files.RELEASES["0.1.0"](database, 0, old_files.APPLIED_AT)
 
 
-MODES = pytest.mark.parametrize("mode", ["at once", "too late", "for ever"])
-FILES = {"new": lambda _: None, "today's": make_current, "0.1.0": make_older}
+# Of all tasks, those that clean up among them, none could ever end if they were cancelled for ever.
+WAYS = pytest.mark.parametrize(
+    "whose, mode",
+    [(whose, mode) for whose in ("caller", "all") for mode in ("at once", "too late")]
+    + [("caller", "for ever")],
+)
+FILES = {"new": make_nothing, "today's": make_current, "0.1.0": make_older}
 
 
-async def open_and_cut(folder: Path, kind: str, mode: str) -> tuple[int, list[str]]:
+async def open_and_cut(folder: Path, kind: str, whose: str, mode: str) -> tuple[int, list[str]]:
     """Cut open() off at each of its steps; return how many there are, and what was left behind."""
     threads, files = threading.active_count(), descriptors()
     template = folder / "template.db"
@@ -521,91 +579,76 @@ async def open_and_cut(folder: Path, kind: str, mode: str) -> tuple[int, list[st
         database = folder / f"{step}.db"
         if template.exists():
             shutil.copy(template, database)
-        sessions = SessionManager(database)
-        was_cut = await cut(sessions.open(), step, mode)
-        if not was_cut:
+        store = CutStore(database, "open", step, whose, mode)
+        sessions = SessionManager(store)
+        if not await cut(store, sessions.open()):
             await sessions.close()
-        if not await soon(lambda: nothing_left(threads, files)):
+        if not await soon(partial(nothing_left, threads, files)):
             return step, [f"after step {step}: {asyncio.all_tasks()}, {threading.enumerate()}"]
         await visit(database)
         assert is_free(database)
-        if not was_cut:
+        if not store.was_cut:
             return step, []
     raise AssertionError("it never opened")
 
 
 @pytest.mark.parametrize(
-    "kind, mode", [("new", "at once"), ("today's", "too late"), ("0.1.0", "for ever")]
+    "kind, whose, mode",
+    [
+        ("new", "caller", "at once"),
+        ("today's", "caller", "too late"),
+        ("0.1.0", "caller", "for ever"),
+        ("new", "all", "at once"),
+    ],
 )
-async def test_open_can_be_cut_off_at_each_step(tmp_path: Path, kind: str, mode: str) -> None:
+async def test_open_can_be_cut_off_at_each_step(
+    tmp_path: Path, kind: str, whose: str, mode: str
+) -> None:
     """It takes back what it had begun, however often it is cancelled, and the next one works."""
-    steps, left = await open_and_cut(tmp_path, kind, mode)
+    steps, left = await open_and_cut(tmp_path, kind, whose, mode)
     assert left == []
-    assert steps > 5
+    assert steps > 3
 
 
 @pytest.mark.torture
-@MODES
+@WAYS
 @pytest.mark.parametrize("kind", FILES)
 async def test_open_of_any_file_can_be_cut_off_in_any_way(
-    tmp_path: Path, kind: str, mode: str
+    tmp_path: Path, kind: str, whose: str, mode: str
 ) -> None:
     """The same as above, for each kind of file and each way of cancelling, 20 times."""
     for number in range(20):
         (tmp_path / str(number)).mkdir()
-        steps, left = await open_and_cut(tmp_path / str(number), kind, mode)
+        steps, left = await open_and_cut(tmp_path / str(number), kind, whose, mode)
         assert left == []
-        assert steps > 5
+        assert steps > 3
 
 
-async def close_and_cut(folder: Path, mode: str) -> tuple[int, list[str]]:
-    """Cut close() off at each of its steps, in traffic; return their number, and what was left.
-
-    Its task is cut off, and the one that it starts: whoever cancels all tasks cancels that, too.
-    """
+async def close_and_cut(folder: Path, whose: str, mode: str) -> tuple[int, list[str]]:
+    """Cut close() off at each of its steps, in traffic; return their number, and what was left."""
     threads, files = threading.active_count(), descriptors()
-    shut_down = SessionManager._shut_down
     for step in range(1, 100):
         database = folder / f"{step}.db"
-        sessions = SessionManager(database, on_end=lambda _: asyncio.sleep(0.001))
+        store = CutStore(database, "close", step, whose, mode)
+        sessions = SessionManager(store, on_end=lambda _: asyncio.sleep(0.001))
         await sessions.open()
         calls = [asyncio.create_task(sessions.create_session("lina")) for _ in range(40)]
         calls += [asyncio.create_task(live_shortly(sessions)) for _ in range(5)]
         await asyncio.sleep(0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SessionManager, "_shut_down", cutting(shut_down, step, mode))
-            was_cut = await cut(sessions.close(), step, mode)
+        await cut(store, sessions.close())
+        was_cut = store.was_cut
         await sessions.close()  # there is nothing left to do for it
         results = await asyncio.gather(*calls, return_exceptions=True)
-        if not await soon(lambda: nothing_left(threads, files)):
+        if not await soon(partial(nothing_left, threads, files)):
             return step, [f"after step {step}: {asyncio.all_tasks()}, {threading.enumerate()}"]
         ids = {result for result in results if isinstance(result, str)}
         refused = {type(result) for result in results if not isinstance(result, str)}
-        assert refused <= {StoreClosedError}
+        assert refused <= {StoreClosedError, asyncio.CancelledError}
         assert ids <= {id_ for rows in kills.read(database).rows.values() for id_ in rows}
         assert is_free(database)
         if not was_cut:
             return step, []
     raise AssertionError("it never closed")
-
-
-def cutting(
-    function: Callable[[Any], Coroutine[Any, Any, None]], step: int, mode: str
-) -> Callable[[Any], Coroutine[Any, Any, None]]:
-    """Return the coroutine function, whose task is cancelled at its nth step."""
-
-    async def run(self: Any) -> None:
-        await Cut(function(self), step, mode)
-
-    return run
-
-
-async def soon(is_so: Callable[[], bool]) -> bool:
-    """Say whether something becomes true in a moment: a thread may still be about to end."""
-    deadline = time.monotonic() + in_time() / 2
-    while not is_so() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event tells
-        await asyncio.sleep(0.002)
-    return is_so()
 
 
 async def live_shortly(sessions: SessionManager) -> str:
@@ -615,10 +658,10 @@ async def live_shortly(sessions: SessionManager) -> str:
     return id_
 
 
-@MODES
-async def test_close_can_be_cut_off_at_each_step(tmp_path: Path, mode: str) -> None:
+@WAYS
+async def test_close_can_be_cut_off_at_each_step(tmp_path: Path, whose: str, mode: str) -> None:
     """It is finished all the same, and what was accepted before it is in the file."""
-    steps, left = await close_and_cut(tmp_path, mode)
+    steps, left = await close_and_cut(tmp_path, whose, mode)
     assert left == []
     assert steps > 2
 
@@ -626,17 +669,17 @@ async def test_close_can_be_cut_off_at_each_step(tmp_path: Path, mode: str) -> N
 async def test_an_open_that_does_not_clean_up_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a cancelled open() leaves its connections behind, the test above sees that."""
-    left_open: list[Database] = []
-    close = Database.close
+    """If a cancelled open() leaves its store open, the test above sees that."""
+    left_open: list[SQLiteStore] = []
+    close = SQLiteStore.close
 
-    async def close_later(self: Database) -> None:
+    async def close_later(self: SQLiteStore) -> None:
         left_open.append(self)
 
-    monkeypatch.setattr(Database, "close", close_later)
-    _, left = await open_and_cut(tmp_path, "new", "at once")
-    for database in left_open:
-        await close(database)
+    monkeypatch.setattr(SQLiteStore, "close", close_later)
+    _, left = await open_and_cut(tmp_path, "new", "caller", "at once")
+    for store in left_open:
+        await close(store)
     assert left != []
 
 
@@ -716,7 +759,7 @@ def abandon_some(folder: Path, calls: int, stores: int = 3, patience: float = 5.
 
 @pytest.fixture
 def _forgetful(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Have Python and asyncio not complain of what a closed loop has left."""
+    """Have Python and asyncio not complain of what a closed loop has left behind."""
     with warnings.catch_warnings(), caplog.at_level(logging.CRITICAL, "asyncio"):
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.filterwarnings("ignore", ".*was never awaited", RuntimeWarning)
@@ -730,30 +773,12 @@ def test_a_store_of_a_closed_loop_leaves_nothing(tmp_path: Path, calls: int) -> 
     assert abandon_some(tmp_path, calls) == []
 
 
-@pytest.mark.usefixtures("_forgetful")
-def test_a_thread_that_keeps_its_store_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a thread keeps its last job, and with it the store, the test above sees that.
-
-    Not every time: the last job may be one that ended before the event loop was closed.
-    """
-    threads = threading.active_count()
-    monkeypatch.setattr(database_module, "Errand", lambda job: job.run)
-    assert any(abandon_some(tmp_path, 500, stores=1, patience=0.5) for _ in range(5))
-    for connection in filter(lambda each: isinstance(each, Connection), gc.get_objects()):
-        connection._tx.put_nowait((None, gc.collect))  # it lets go of the job before
-    del connection
-    while threading.active_count() > threads:
-        gc.collect()
-
-
 # -- Processes that end ----------------------------------------------------------------------------
 
 PROLOGUE = """
 import asyncio, logging, os, pathlib, random, signal, sys, threading, time, warnings
 from sessionstore import SessionManager
-from tests import kills
+from tests.torture import kills
 
 warnings.simplefilter("ignore", ResourceWarning)
 warnings.filterwarnings("ignore", ".*was never awaited", RuntimeWarning)
@@ -960,7 +985,7 @@ def end_process(
             faults.append(f"it took {took:.1f} s")
     if not is_free(database):
         faults.append("a lock is held")
-    ledger = Ledger(is_whole=False)  # signals come in the middle of batches
+    ledger = Ledger()
     faults += ledger.settle([kills.read_log(folder / "life.log")[0]], kills.read(database))
     asyncio.run(visit(database))
     print(f"{ending}: {ledger.acknowledged} acknowledged calls, it ended in {took:.3f} s")
