@@ -293,7 +293,8 @@ class Disk:
         elif record.kind is Kind.MKDIR:
             folder.change({name: Folder()})
         else:
-            if record.offset & _IS_NEW:
+            # An old C library makes files by a call that is not watched.
+            if record.offset & _IS_NEW or name not in folder.now:
                 folder.change({name: File()})
             node = folder.now[name]
             if record.offset & os.O_TRUNC and isinstance(node, File):
