@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 
 from .expiry import Expiry
@@ -75,7 +76,10 @@ class Endings:
                 raise
             error = None if call.cancelled() else call.exception()
             if call.cancelled() or error is not None:
-                logger.error("on_end failed for session …%s", short_id(record.id), exc_info=error)
+                with suppress(Exception):  # a filter of the host's logging may raise, too
+                    logger.error(
+                        "on_end failed for session …%s", short_id(record.id), exc_info=error
+                    )
 
     async def _call(self, on_end: OnEnd, record: Record) -> None:
         result = on_end(Session(record, self._expiry.expires_at(record)))

@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from .errors import SessionStoreError
 from .expiry import Expiry, Moment, read_clock
@@ -127,9 +128,13 @@ class Sweeper:
     async def _run(self, interval: float) -> None:
         while True:
             await asyncio.sleep(interval * random.uniform(1 - JITTER, 1 + JITTER))
-            try:
-                await self.sweep()
-            except SessionStoreError as error:
-                logger.warning("the sweep failed (%s); the next one comes in %g s", error, interval)
-            except Exception:
-                logger.exception("the sweep failed; the next one comes in %g s", interval)
+            with suppress(Exception):  # a filter of the host's logging may raise, too
+                await self._sweep_and_report(interval)
+
+    async def _sweep_and_report(self, interval: float) -> None:
+        try:
+            await self.sweep()
+        except SessionStoreError as error:
+            logger.warning("the sweep failed (%s); the next one comes in %g s", error, interval)
+        except Exception:
+            logger.exception("the sweep failed; the next one comes in %g s", interval)
