@@ -22,13 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessionstore import (
-    SchemaError,
-    Session,
-    SessionManager,
-    SessionStatus,
-    StorageError,
-)
+from sessionstore import SchemaError, Session, SessionManager, SessionStatus, StorageError
 from sessionstore.sqlite import queries
 
 from ..conftest import START, FakeClock
@@ -260,11 +254,7 @@ async def test_times_come_back(database: Path, text: str, time: datetime) -> Non
 
 @pytest.mark.parametrize(
     "started_at, last_activity, expected",
-    [
-        (None, LATE, (LATE, LATE)),
-        (EARLY, None, (EARLY, EARLY)),
-        (None, None, None),
-    ],
+    [(None, LATE, (LATE, LATE)), (EARLY, None, (EARLY, EARLY)), (None, None, None)],
 )
 async def test_missing_times_are_filled(
     database: Path,

@@ -818,6 +818,23 @@ async def test_traffic_survives_many_deletions(database: Path) -> None:
     assert run_sql(database, "PRAGMA integrity_check") == [("ok",)]
 
 
+async def test_one_that_comes_back_is_mapped_again(database: Path) -> None:
+    """If another one took its place for a while, held by somebody, and it was then put back."""
+    async with opened(database, busy_timeout=0.1) as (store, _):
+        record = new_record()
+        await store.create(record)
+        aside = lock_of(database).with_suffix(".aside")
+        os.rename(lock_of(database), aside)
+        with open(lock_of(database), "w+b") as other:  # noqa: ASYNC230
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(StoreBusyError):
+                await store.touch(record.id, moment())
+        os.rename(aside, lock_of(database))
+        assert await store.touch(record.id, moment())
+        assert store.versions is not None
+        assert store.versions[slot_of(record.id)] == read_words(database)[slot_of(record.id)]
+
+
 async def test_one_that_cannot_be_opened_is_an_error_until_it_can(
     database: Path, clock: FakeClock
 ) -> None:
