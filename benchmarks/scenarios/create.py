@@ -3,13 +3,13 @@
 
 from functools import partial
 
-from ..bench import OURS, RELEASE, Bench, counted
+from ..bench import OURS, Bench, counted
 from ..figures import Reading, Unit
 from ..rivals.base import Durability
 from ..work import Work, creates
 
 LARGE = 100_000  # sessions from which on only some rivals are measured, at many tasks
-IN_LARGE = (OURS, RELEASE, "sqlite3", "aiosqlite")
+IN_LARGE = (OURS, "sqlite3", "aiosqlite")
 
 RULES = (
     "Data of about 100 bytes; a commit survives a power cut (synchronous=FULL, or like it). Each"
