@@ -21,11 +21,7 @@ from sessionstore.sqlite.connection import path_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    TEXT,
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT
 )
 JSON = st.recursive(
     SCALARS,
@@ -54,7 +50,7 @@ class Letter(StrEnum):
     A = "a"
 
 
-@given(st.dictionaries(TEXT, JSON))
+@given(st.dictionaries(TEXT, JSON, max_size=6))
 def test_what_is_accepted_comes_back_equal(value: dict[str, Any]) -> None:
     """Any JSON object decodes to an equal dict, types and all."""
     decoded = json.loads(encode_object("data", value, 10**7))

@@ -313,15 +313,15 @@ async def test_two_short_mistakes_of_the_clock_are_not_a_long_one(
     """Right again in between, it has to be wrong for a whole timeout anew."""
     async with Watched(database, times.wall, times.monotonic) as sessions:
         id_ = await sessions.create_session("lina")
-        times.jump(-HOUR)
+        times.jump(-DAY)
         await live_through(sessions, times, 14 * MINUTE, None)
-        times.jump(HOUR)
+        times.jump(DAY)
         await live_through(sessions, times, 2 * MINUTE, None)
         assert await sessions.update_activity(id_)
         before = await sessions.get_session(id_)
-        times.jump(-HOUR)
+        times.jump(-DAY)
         await live_through(sessions, times, 25 * MINUTE, None)
-        times.jump(HOUR)
+        times.jump(DAY)
         assert await sessions.get_session(id_) == before
 
 

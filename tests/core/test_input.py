@@ -222,7 +222,7 @@ def check_data(stage: Stage, name: str, value: Any) -> None:
 DATA_CALLS = [name for name in CALLS if "data)" in name]
 
 
-@quickly_or_long(40, 4_000)
+@quickly_or_long(30, 4_000)
 def test_data_comes_back_equal_or_is_refused(stage: Stage, examples: int) -> None:
     """From the same manager, from another one, and after the end, whatever the caller changes."""
     examine(
@@ -277,7 +277,7 @@ def check_anything(stage: Stage, name: str, value: Any) -> None:
         assert result in (None, False)
 
 
-@quickly_or_long(80, 8_000)
+@quickly_or_long(60, 8_000)
 def test_anything_gives_a_result_or_is_refused(stage: Stage, examples: int) -> None:
     """No other exception, no harm to the calls beside it, and the store goes on."""
     examine(
@@ -508,7 +508,7 @@ def check_setting(stage: Stage, name: str, value: Any) -> None:
         assert name == "busy_timeout"
 
 
-@quickly_or_long(180, 4_000)
+@quickly_or_long(80, 4_000)
 def test_any_setting_works_or_is_refused(stage: Stage, examples: int) -> None:
     """By the constructor; what a clock returns, by the calls."""
     examine(
@@ -641,7 +641,7 @@ async def breathe(
     return len(failed)
 
 
-ROUNDS = pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.torture)])
+ROUNDS = pytest.mark.parametrize("rounds", [3, pytest.param(200, marks=pytest.mark.torture)])
 
 
 @ROUNDS
