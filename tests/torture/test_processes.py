@@ -82,7 +82,7 @@ def test_a_minute_of_kills(tmp_path: Path, write_share: float) -> None:
     """The same as above, for a minute."""
     workload = Workload(write_share=write_share, seconds=60.0)
     report = history.run(tmp_path, workload, kill_every=0.5)
-    assert_is_sound(report, 50_000)
+    assert_is_sound(report, 2_000)
     assert report.kills >= 60
     assert report.longest_gap < 1.0
 
