@@ -99,6 +99,7 @@ class SQLiteStore:
         self._path = path
         self._listener = listener
         self._is_opening, self._is_given_up = True, False
+        self._ahead_since = None
         _open_stores.add(self)  # from here on a fork would take connections along
         try:
             await self._connect(path, now)
@@ -136,7 +137,7 @@ class SQLiteStore:
             lanes[0].hurry(CLOSE_PATIENCE)
             for connection in self._connections[1:]:
                 await connection.close()
-            # A lock that somebody keeps means that this is not the last connection: closing is safe.
+            # If somebody keeps the lock, this is not the last connection, and closing is safe.
             with suppress(SessionStoreError):
                 await lanes[0].submit(Chore(_take_leave))
             self._closing = []
