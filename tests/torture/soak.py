@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Mixed traffic on one file for a long time, and whether anything grows meanwhile.
 
-    python -m tests.torture.soak --seconds 3600 --sessions 1000000 --plot docs/soak.png --json soak.json
+    python -m tests.torture.soak --seconds 3600 --sessions 1000000 --plot docs/soak.png
 
 So many sessions go through the whole of their life: they are created, read, touched, updated, and
 then ended, erased, or left alone until a sweep times them out; the retention erases what has ended.
@@ -9,10 +9,10 @@ Nine of ten calls are reads. The clock runs fast, and the monotonic one with it,
 and the retention come round often. The traffic is paced, and leaves part of a core to others.
 
 Memory, descriptors, threads, tasks, WAL, file, rows and cache are looked at again and again. Each
-is flat where the median of the last quarter of the time is at most GROWTH times that of the second
+is flat if the median of the last quarter of the time is at most GROWTH times that of the second
 one, and a slack of its own; the first quarter is for warming up. The WAL may fill up to the limit
-that the package sets. The exit code is 1 where something was not flat, a call gave a wrong answer,
-or there were too few sessions. It needs Linux's /proc.
+at which SQLite copies it into the file. The exit code is 1 if something was not flat, a call gave a
+wrong answer, or there were too few sessions. It needs Linux's /proc.
 """
 
 import argparse
@@ -31,19 +31,22 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from sessionstore import SessionManager, wal
+from sessionstore import SessionManager
+from sessionstore.expiry import Expiry
+from sessionstore.sqlite import SQLiteStore
+from sessionstore.sweeper import Sweeper
 
 TASKS = 200  # that live one session after the other
 CHILDREN = 500
 TURNS = 4  # of a session, with a pause before each
 PAUSE = 0.25  # real seconds at most
-CATCH_UP = 0.95  # of the gap between two starts, at least, where the run is late
+CATCH_UP = 0.95  # of the gap between two starts, at least, if the run is late
 LATE = 1.5  # times the time that was asked for, after which no session is started
 READS = 13  # in a turn, the last of them of another session
 TIMEOUT = 1_800.0  # seconds by the fast clock
@@ -84,7 +87,7 @@ MEASURES = {
     "descriptors": Measure("open descriptors", 1, 1),
     "threads": Measure("threads", 1, 0),
     "tasks": Measure("tasks", 1, 5),
-    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, wal.LIMIT),
+    "wal": Measure("write-ahead log, MB", MEGABYTE, MEGABYTE, 16 * MEGABYTE),
     "file": Measure("database file, MB", MEGABYTE, MEGABYTE / 10),
     "rows": Measure("rows in the table", 1, 100),
     "cache": Measure("sessions in the cache", 1, 100),
@@ -145,28 +148,33 @@ def judge(samples: Sequence[Sample]) -> list[Finding]:
     return findings
 
 
-class FastStore(SessionManager):
-    """A store by a clock that runs `pace` times as fast as real time, from now on."""
+def fast_clock(pace: float) -> Callable[[], float]:
+    """Return a clock that runs `pace` times as fast as real time, from now on."""
+    start, begun = time.time(), time.monotonic()
+    return lambda: start + (time.monotonic() - begun) * pace
 
-    def __init__(self, database: Path, pace: float, **settings: Any) -> None:
-        start, begun = time.time(), time.monotonic()
 
-        def monotonic() -> float:
-            return (time.monotonic() - begun) * pace
-
-        super().__init__(database, timeout=TIMEOUT, clock=lambda: start + monotonic(), **settings)
-        self._monotonic = monotonic
+async def sweep_on(sweeper: Sweeper, interval: float) -> None:
+    """Sweep again and again: the manager's own sweeper would see the fast clock jump."""
+    while True:
+        await asyncio.sleep(interval)
+        await sweeper.sweep()
 
 
 class Traffic:
     """Takes sessions through their lives, and counts.
 
-    Where the machine stood for a while, what was missed is not made up for at once: the file would
+    If the machine stood for a while, what was missed is not made up for at once: the file would
     grow by the crowd of sessions, and stay as large.
     """
 
     def __init__(
-        self, store: FastStore, endings: Counter[str], sessions: int, seconds: float, pace: float
+        self,
+        store: SessionManager,
+        endings: Counter[str],
+        sessions: int,
+        seconds: float,
+        pace: float,
     ) -> None:
         self._store = store
         self._total = sessions
@@ -220,7 +228,7 @@ class Traffic:
                 self.calls["activity"] += 1
                 touched += done
             if not done:
-                self._object(f"{id_[:8]} was lost in turn {turn}", active)
+                self._object(f"…{id_[-8:]} was lost in turn {turn}", active)
                 return
             active = before
         await self._end(id_, child, active)
@@ -229,7 +237,7 @@ class Traffic:
         for _ in range(READS - 1):
             session = await self._store.get_session(id_)
             if session is None or not session.is_active or session.interaction_count != touched:
-                self._object(f"{id_[:8]} was read as {session}, touched {touched} times", active)
+                self._object(f"…{id_[-8:]} was read as {session}, touched {touched} times", active)
         await self._store.get_session(self._chance.choice(self._known))
         self.calls["get"] += READS
 
@@ -249,7 +257,7 @@ class Traffic:
         session = await self._store.get_session(id_)
         self.calls["get"] += 1
         if not done or (session is not None and session.is_active):
-            self._object(f"{id_[:8]} was not {ending}, but is {session}", active)
+            self._object(f"…{id_[-8:]} was not {ending}, but is {session}", active)
 
     def _object(self, problem: str, active: float) -> None:
         """Note a wrong answer; but where the machine stood for long, a session may time out."""
@@ -260,7 +268,9 @@ class Traffic:
 class Observer:
     """Looks at the process and the file again and again."""
 
-    def __init__(self, store: FastStore, traffic: Traffic, database: Path, interval: float) -> None:
+    def __init__(
+        self, store: SessionManager, traffic: Traffic, database: Path, interval: float
+    ) -> None:
         self._store = store
         self._traffic = traffic
         self._database = database
@@ -310,7 +320,7 @@ def resident() -> int:
 
 
 def size_of(path: Path) -> int:
-    """Return the size of a file in bytes; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if there is none."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
@@ -328,23 +338,28 @@ async def soak(
 ) -> Report:
     """Run the traffic; `beside` are coroutines that run with it, such as a leak on purpose."""
     settings = {"seconds": seconds, "sessions": sessions, "pace": pace, "cache_size": cache_size}
-    retention = RETENTION_SHARE * seconds * pace if retains else None
+    retention = int(RETENTION_SHARE * seconds * pace * 1_000_000) if retains else None
+    clock = fast_clock(pace)
     endings: Counter[str] = Counter()
     cpu, begun = time.process_time(), time.monotonic()
     async with AsyncExitStack() as stack:
+        engine = SQLiteStore(database)
         store = await stack.enter_async_context(
-            FastStore(
-                database,
-                pace,
-                retention=retention,
-                sweep_interval=min(1.0, seconds / 80),
+            SessionManager(
+                engine,
+                timeout=TIMEOUT,
+                clock=clock,
+                sweep_interval=None,
                 cache_size=cache_size,
                 on_end=lambda session: endings.update([session.status]),
             )
         )
+        expiry = Expiry(int(TIMEOUT * 1_000_000))
+        sweeper = Sweeper(engine, clock, expiry, retention, uptime=clock)
         traffic = Traffic(store, endings, sessions, seconds, pace)
         observer = Observer(store, traffic, database, max(0.25, seconds / SAMPLES))
         others = [observer.watch_the_loop(), observer.take_samples(), *beside]
+        others.append(sweep_on(sweeper, min(1.0, seconds / 80)))
         watching = [asyncio.create_task(other) for other in others]
         try:
             await traffic.run()

@@ -16,21 +16,21 @@ import pytest
 
 from sessionstore import SessionManager
 
-from . import soak
 from ..children import ROOT
+from . import soak
 from .soak import GROWTH, MEASURES, MEGABYTE, Sample, judge
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="it reads Linux's /proc"
 )
 
-QUICK = ["--sessions", "2000", "--pace", "1800", "--cache-size", "200"]
+QUICK = ["--sessions", "500", "--pace", "1800", "--cache-size", "100"]
 
 
-def test_nothing_grows_in_twenty_seconds(tmp_path: Path) -> None:
+def test_nothing_grows_in_five_seconds(tmp_path: Path) -> None:
     """The program ends with exit code 0, and has seen all sessions through."""
     written = tmp_path / "soak.json"
-    command = [sys.executable, "-W", "error", "-m", "tests.torture.soak", "--seconds", "20"]
+    command = [sys.executable, "-W", "error", "-m", "tests.torture.soak", "--seconds", "5"]
     done = subprocess.run(
         [*command, *QUICK, "--json", str(written)],
         cwd=ROOT,
@@ -42,11 +42,11 @@ def test_nothing_grows_in_twenty_seconds(tmp_path: Path) -> None:
     print(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(written.read_text())
-    assert report["created"] == 2_000
+    assert report["created"] == 500
     assert report["wrong"] == report["failures"] == []
     assert report["calls"]["get"] >= 0.88 * sum(report["calls"].values())
-    assert len(report["samples"]) > 40
-    assert max(sample["rows"] for sample in report["samples"]) < 1_000  # the rest was purged
+    assert len(report["samples"]) > 10
+    assert max(sample["rows"] for sample in report["samples"]) < 400  # the rest was purged
 
 
 async def leak_memory() -> None:
@@ -92,17 +92,12 @@ async def leak_threads() -> None:
             thread.join()
 
 
+@pytest.mark.torture
 async def test_what_grows_is_caught(database: Path) -> None:
-    """Where memory, descriptors, threads and tasks leak, and nothing is purged, each is named."""
+    """If memory, descriptors, threads and tasks leak, and nothing is purged, each is named."""
     leaks = [leak_memory(), leak_descriptors(), leak_threads(), leak_tasks()]
     report = await soak.soak(
-        database,
-        seconds=6,
-        sessions=1_500,
-        pace=1_800,
-        cache_size=1_500,
-        retains=False,
-        beside=leaks,
+        database, seconds=3, sessions=750, pace=1_800, cache_size=1_500, retains=False, beside=leaks
     )
     grown = {"memory", "descriptors", "threads", "tasks", "file", "rows"}
     assert grown <= {finding.name for finding in judge(report.samples) if not finding.is_flat}
@@ -160,7 +155,7 @@ async def test_a_store_that_forgets_gives_wrong_answers(
     update_activity = SessionManager.update_activity
 
     async def forget(self: SessionManager, session_id: str) -> bool:
-        if session_id[0] in "0123":
+        if session_id[-1] in "0123":
             await self.delete_session(session_id)
         return await update_activity(self, session_id)
 
