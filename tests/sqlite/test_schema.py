@@ -442,6 +442,7 @@ def refused(constraint: str, *changes: Mapping[str, object]) -> list[Any]:
 
 
 REFUSED = [
+    *refused("sessions_id_is_text", {"id": b"x"}),
     *refused(
         "sessions_status_is_known",
         *({"status": status, "ended_at": NOW} for status in ("paused", "Ended", "ACTIVE", "")),
