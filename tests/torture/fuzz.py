@@ -4,8 +4,9 @@
 It needs atheris (pip install ".[test,fuzz]"), which keeps each input that reaches a new branch of
 the package, and goes on from there. The first byte of an input chooses a target. Each target checks
 what comes out against an oracle that shares no code with the package, or against SQLite itself. An
-input that fails is written to a file, and `python -m tests.torture.fuzz FILE` runs it again. With --planted
-there is a bug to find that random inputs would not meet in years, and with --broken one in a check.
+input that fails is written to a file, and `python -m tests.torture.fuzz FILE` runs it again. With
+--planted there is a bug to find that random inputs would not meet in years, and with --broken one
+in a check.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import sqlite3
 import sys
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,33 +26,17 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["sessionstore"]):
-    from sessionstore import (
-        InvalidArgumentError,
-        Session,
-        StorageError,
-        arguments,
-        models,
-        queries,
-        terminal,
-        times,
-        usage,
-    )
-    from sessionstore.sqlite.schema import migrate
+    from sessionstore import InvalidArgumentError, Session, StorageError, arguments
+    from sessionstore.cli import terminal, usage
+    from sessionstore.expiry import Expiry
+    from sessionstore.session import EARLIEST, LATEST
+    from sessionstore.sqlite import connection, queries, rows, schema, times
 
-from ..core.hostile import (
-    HOSTILE,
-    RefusedError,
-    armed,
-    expected_data,
-    expected_text,
-    fail,
-    is_harmless,
-    spelled,
-)
+from ..core.hostile import RefusedError, Size, expected_data, expected_text, is_harmless, spelled
 
 MOST = 600  # bytes of data
 LONGEST = 1_500  # bytes of an input
-NOW = "2023-11-14 22:13:20.000000"
+NOW = 1_700_000_000_000_000
 
 
 class Input:
@@ -88,10 +74,9 @@ class Input:
         if kind < 6 and depth < 80:
             keys = [self.text(self.number(5)) for _ in range(self.number(4))]
             pairs = {key: self.value(depth + 1) for key in keys}
-            return HOSTILE[dict](pairs) if kind == 5 else pairs
+            return OrderedDict(pairs) if kind == 5 else pairs
         if kind < 8 and depth < 80:
-            items = [self.value(depth + 1) for _ in range(self.number(4))]
-            return HOSTILE[list](items) if kind == 7 else items
+            return [self.value(depth + 1) for _ in range(self.number(4))]
         if kind == 8:
             value: Any = {}
             for _ in range(self.number(80)):
@@ -102,8 +87,8 @@ class Input:
             lambda: float.fromhex(f"{self.number(256) - 128}p{self.number(2**16) % 2200 - 1100}"),
             lambda: [None, True, False, math.nan, math.inf, -0.0, 5e-324][self.number(7)],
             lambda: [(), b"", object(), {1}, 2**63, -(2**63) - 1][self.number(6)],
-            lambda: HOSTILE[str](self.text(self.number(12))),
-            lambda: HOSTILE[int](int.from_bytes(self.take(9), "big", signed=True)),
+            lambda: [Size.BIG, (1, 2), {"a": ()}][self.number(3)],
+            lambda: int.from_bytes(self.take(9), "big", signed=True),
             lambda: {self.value(80): self.number(9)} if self.number(2) else {1: 2},
             lambda: self.text(self.number(256)) * self.number(8),
         ]
@@ -115,16 +100,16 @@ class Oracle:
 
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
-        migrate(self.connection, ":memory:", NOW)
+        schema.migrate(self.connection, ":memory:", NOW)
         self.connection.execute(
             "INSERT INTO sessions (id, child_id, started_at, last_activity)"
             " VALUES ('id', 'c', :now, :now)",
-            {"now": NOW},
+            {"now": times.to_text(NOW)},
         )
         self.parser = usage.make_parser()
 
     def is_object(self, text: str) -> bool:
-        """Say whether the table would take the text as data."""
+        """Return whether the table would take the text as data."""
         valid = "SELECT CASE WHEN json_valid(:text) THEN json_type(:text) = 'object' ELSE 0 END"
         try:
             return bool(self.connection.execute(valid, {"text": text}).fetchone()[0])
@@ -142,12 +127,10 @@ def check_data(given: Input, oracle: Oracle) -> None:
         expected: Any = spelled(expected_data(value, MOST))
     except RefusedError:
         expected = None
-    with armed(fail) as called:
-        try:
-            text: Any = arguments.encode_object("data", value, MOST)
-        except InvalidArgumentError:
-            text = None
-    assert called == [] or (text is None and set(called) == {"__getattribute__"})
+    try:
+        text: Any = arguments.encode_object("data", value, MOST)
+    except InvalidArgumentError:
+        text = None
     assert (text is None) == (expected is None), (text, expected)
     if text is not None:
         assert spelled(json.loads(text)) == expected
@@ -166,20 +149,24 @@ def check_text(given: Input, oracle: Oracle) -> None:
         assert arguments.check_text("it", text) == expected
     except InvalidArgumentError:
         assert expected is None
-    id_ = arguments.check_session_id(text)
-    assert id_ is None or (id_ == text and 0 < len(text) <= 36 and is_harmless(text))
-    assert arguments.check_keys("it", [text], 1) == (text,)
+    assert arguments.check_session_id(text) in (None, text)
+    assert arguments.check_keys("it", [text]) == (text,)
 
 
 def check_time(given: Input, oracle: Oracle) -> None:
-    """What the table takes for a time can be read, and is written in the same way."""
+    """What the table takes for a time is read as one, and written in the same way, or refused."""
     text = given.text(40)
     change = "UPDATE sessions SET last_activity = :text WHERE id = 'id'"
     try:
         oracle.connection.execute(change, {"text": text})
     except (sqlite3.Error, UnicodeError):
         return
-    assert times.micros_to_text(times.micros_from_text(text)) == text.partition("\0")[0]
+    try:
+        time = times.from_text(text)
+    except ValueError:
+        return
+    if text[20:26].isdecimal() and text.isascii():
+        assert times.to_text(time) == text.partition("\0")[0]
 
 
 def check_database(given: Input, oracle: Oracle) -> None:
@@ -187,7 +174,7 @@ def check_database(given: Input, oracle: Oracle) -> None:
     text = given.text()
     is_url = "://" in text
     try:
-        path = arguments.check_database(text)
+        path = connection.path_of(text)
     except InvalidArgumentError:
         scheme, _, rest = text.partition("://")
         wrong = scheme not in ("sqlite", "sqlite+aiosqlite") or "?" in rest or rest[:1] not in "/"
@@ -200,7 +187,7 @@ def check_database(given: Input, oracle: Oracle) -> None:
     for form in (f"sqlite:///{path}", Path(path), os.fsencode(path)):
         if "?" not in path:
             same = os.fspath(Path(path)) if isinstance(form, Path) else path
-            assert arguments.check_database(form) == same
+            assert connection.path_of(form) == same
 
 
 def check_row(given: Input, oracle: Oracle) -> None:
@@ -210,32 +197,32 @@ def check_row(given: Input, oracle: Oracle) -> None:
         for name in ("id", "child_id", "started_at", "last_activity", "metadata")
     }
     columns["data"] = given.rest()
-    connection = oracle.connection
-    connection.execute("BEGIN")
+    database = oracle.connection
+    database.execute("BEGIN")
     try:
-        connection.execute(
+        database.execute(
             "INSERT INTO sessions (id, child_id, started_at, last_activity, metadata, data) VALUES"
             " (CAST(iif(:id = '', 'x', :id) AS TEXT), CAST(:child_id AS TEXT),"
             "  iif(:started_at = x'', :now, CAST(:started_at AS TEXT)),"
             "  iif(:last_activity = x'', :now, CAST(:last_activity AS TEXT)),"
             "  iif(:metadata = x'', '{}', CAST(:metadata AS TEXT)),"
             "  iif(:data = x'', '{}', CAST(:data AS TEXT)))",
-            {**columns, "now": NOW},
+            {**columns, "now": times.to_text(NOW)},
         )
-        connection.text_factory = lambda data: str(data, "utf-8", "replace")
+        database.text_factory = lambda data: str(data, "utf-8", "replace")
         query = queries.SELECT_SESSIONS_BY_FILTER
-        everything = {"child_id": None, "status": None, "limit": -1}
+        everything = {"child_id": None, "status": None, "limit": -1, "now": times.to_text(NOW)}
         cutoffs = {"idle_cutoff": "", "lifetime_cutoff": ""}
-        rows = connection.execute(query, {**everything, **cutoffs}).fetchall()
+        found = database.execute(query, {**everything, **cutoffs}).fetchall()
     except sqlite3.Error:
         return
     finally:
-        connection.text_factory = str
-        connection.execute("ROLLBACK")
-    for row in rows:
-        for now in (times.EARLIEST, times.LATEST):
-            with contextlib.suppress(StorageError):  # its metadata is JSON that Python cannot read
-                look_at(models.Expiry(60_000_000, 10**9).session(row, now))
+        database.text_factory = str
+        database.execute("ROLLBACK")
+    for row in found:
+        for now in (EARLIEST, LATEST):
+            with contextlib.suppress(StorageError):  # nobody could read it
+                look_at(Expiry(60_000_000, 10**9).session(rows.from_row(row), now))
 
 
 def look_at(session: Session) -> None:
@@ -268,7 +255,7 @@ def check_command(given: Input, oracle: Oracle) -> None:
 
 
 TARGETS: list[Callable[[Input, Oracle], None]] = [
-    *(check_data, check_text, check_time, check_database, check_row, check_command),
+    *(check_data, check_text, check_time, check_database, check_row, check_command)
 ]
 
 SEEDS: list[tuple[Callable[[Input, Oracle], None], bytes]] = [
@@ -331,17 +318,17 @@ def make_test(oracle: Oracle, with_bug: bool) -> Callable[[bytes], None]:
 
 
 def main() -> None:
-    """Fuzz for a while. The exit code is 0, or that of libFuzzer where an input has failed."""
+    """Fuzz for a while. The exit code is 0, or that of libFuzzer if an input has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="for how long (60)")
     parser.add_argument("--seed", type=int, default=0, help="0 is any, which is printed")
     parser.add_argument("--planted", action="store_true", help="find a bug that is there")
-    parser.add_argument("--broken", action="store_true", help="let integers of any size through")
+    parser.add_argument("--broken", action="store_true", help="let any text through")
     parser.add_argument("--failures", default=".", metavar="FOLDER", help="for what fails")
     parser.add_argument("inputs", nargs="*", metavar="FILE", help="inputs to run again")
     options = parser.parse_args()
     if options.broken:
-        vars(arguments)["_Copier"]._integer = lambda copier, number: number
+        vars(arguments)["_problem_of_text"] = lambda text: None
     oracle = Oracle()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
         for number, (target, seed) in enumerate(SEEDS):
@@ -353,8 +340,7 @@ def main() -> None:
             f"-artifact_prefix={os.path.join(options.failures, '')}",
         ]
         atheris.Setup(
-            [sys.argv[0], *flags, *(options.inputs or [corpus])],
-            make_test(oracle, options.planted),
+            [sys.argv[0], *flags, *(options.inputs or [corpus])], make_test(oracle, options.planted)
         )
         atheris.Fuzz()
 
