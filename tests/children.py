@@ -43,7 +43,7 @@ class Line:
         return self._connection.recv()
 
     def has_news(self) -> bool:
-        """Say whether there is a message, or the other side has ended."""
+        """Return whether there is a message, or the other side has ended."""
         return self._connection.poll()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ async def hold_sqlite(line: Line, database: Path) -> None:
 
 
 def is_locked(database: Path) -> bool:
-    """Say whether some process holds our lock."""
+    """Return whether some process holds our lock."""
     with open(f"{database}-lock", "r+b") as sidecar:
         try:
             fcntl.flock(sidecar, fcntl.LOCK_EX | fcntl.LOCK_NB)
