@@ -93,10 +93,7 @@ class Workload:
     def open(self, database: Path) -> SessionManager:
         """Return a manager with the settings of the workload."""
         return SessionManager(
-            database,
-            timeout=DAY,
-            cache_size=self.cache_size,
-            sweep_interval=self.sweep_interval,
+            database, timeout=DAY, cache_size=self.cache_size, sweep_interval=self.sweep_interval
         )
 
 
@@ -451,11 +448,7 @@ class Workers:
     def __post_init__(self) -> None:
         self.database = self.folder / "sessions.db"
         self.ids = asyncio.run(create_sessions(self.workload, self.database))
-        plan = {
-            "workload": asdict(self.workload),
-            "database": str(self.database),
-            "ids": self.ids,
-        }
+        plan = {"workload": asdict(self.workload), "database": str(self.database), "ids": self.ids}
         (self.folder / "plan.json").write_text(json.dumps(plan))
 
     def __enter__(self) -> Self:

@@ -54,9 +54,9 @@ CHANGES = ["update_activity", "update_session", "end_session"]
 CALLERS = st.tuples(MANAGERS, st.just(0.0) | JUMPS)  # a manager, and a jump before its call
 
 SWEEP = 5 * MINUTE  # between two sweeps, at the end
-# Of a session that is ahead of the clock. A sweep looks at it anew a timeout after the activity that
-# the sweep before knew, which may itself be ahead by a timeout; if it is still too far ahead then, it
-# is brought back after one more, and times out after another one.
+# Of a session that is ahead of the clock. A sweep looks at it a timeout after the activity that the
+# sweep before knew, which may be ahead by a timeout itself. If the session is still too far ahead
+# then, it is brought back after one more timeout, and times out after another one.
 LONGEST_LIFE = 4 * TIMEOUT
 
 
@@ -98,8 +98,8 @@ class Ledger:
     def check(self, brought_back_to: float | None = None) -> bool:
         """Read the file: nothing has come back to life, and no last_activity has moved back.
 
-        But to a time that is given, if it was ahead of that by more than the timeout. Return whether
-        one has.
+        But to a time that is given, if it was ahead of that by more than the timeout. Returns
+        whether one has.
         """
         has_moved_back = False
         query = "SELECT id, status, started_at, ended_at, last_activity FROM sessions"
