@@ -31,6 +31,7 @@ from .connection import (
     connect_writer,
     fetch_all,
     has_wal_reset_bug,
+    ours,
     path_of,
     set_up_writer,
 )
@@ -103,8 +104,10 @@ class SQLiteStore:
         _open_stores.add(self)  # from here on a fork would take connections along
         try:
             await self._connect(path, now)
-        except BaseException:
+        except BaseException as error:
             await self._let_go()
+            if isinstance(error, OSError):  # the file could not be looked at
+                raise ours(error) from None
             raise
         finally:
             self._is_opening = False
