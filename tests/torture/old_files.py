@@ -87,4 +87,4 @@ def dump(path: Path) -> list[str]:
 def copies(path: Path) -> list[Path]:
     """Return the copies beside an adopted file that are whole by their names."""
     beside = path.parent.glob("*.before-sessionstore*")
-    return sorted(copy for copy in beside if copy.suffix != ".part")
+    return sorted(copy for copy in beside if ".part" not in copy.name)
