@@ -196,8 +196,8 @@ class SessionManager:
             interaction_count=0,
             end_reason=None,
         )
+        logger.debug("creating session …%s", short_id(record.id))
         await self._store.create(record)
-        logger.debug("session …%s created", short_id(record.id))
         return record.id
 
     async def get_session(self, session_id: str) -> Session | None:
