@@ -17,7 +17,6 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,7 +38,7 @@ from sessionstore.sqlite import SQLiteStore, queries
 from sessionstore.sweeper import MAX_JUMP, ClockWatch, Sweeper
 
 from ..children import Child, Line
-from ..clocks import DAY, HOUR, MINUTE, TIMEOUT, YEAR, Times
+from ..clocks import DAY, HOUR, MINUTE, TIMEOUT, YEAR, Times, micros, text
 from ..seeds import draw_seed
 
 T = TypeVar("T")
@@ -58,16 +57,6 @@ SWEEP = 5 * MINUTE  # between two sweeps, at the end
 # sweep before knew, which may be ahead by a timeout itself. If the session is still too far ahead
 # then, it is brought back after one more timeout, and times out after another one.
 LONGEST_LIFE = 4 * TIMEOUT
-
-
-def micros(seconds: float) -> int:
-    """Return seconds as the package counts them."""
-    return round(seconds * 1_000_000)
-
-
-def as_text(seconds: float) -> str:
-    """Return a time as it stands in the file."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 # -- What must hold --------------------------------------------------------------------------------
@@ -114,8 +103,8 @@ class Ledger:
             if row.last_activity < before.last_activity:
                 moved = f"last_activity of {id_} was {before.last_activity}: {row.last_activity}"
                 assert brought_back_to is not None, moved
-                assert row.last_activity == as_text(brought_back_to), moved
-                assert before.last_activity > as_text(brought_back_to + TIMEOUT), moved
+                assert row.last_activity == text(brought_back_to), moved
+                assert before.last_activity > text(brought_back_to + TIMEOUT), moved
                 has_moved_back = True
         self._gone |= self._rows.keys() - rows.keys()
         self._rows = rows
@@ -123,10 +112,10 @@ class Ledger:
 
     def has_sessions_ahead(self, now: float) -> bool:
         """Return whether there are sessions that a sweep at this time may find too far ahead."""
-        born_before = "" if self._lifetime is None else as_text(now - self._lifetime)
+        born_before = "" if self._lifetime is None else text(now - self._lifetime)
         return any(
             row.status == "active"
-            and row.last_activity > as_text(now + TIMEOUT)
+            and row.last_activity > text(now + TIMEOUT)
             and row.started_at > born_before
             for row in self._rows.values()
         )
@@ -140,7 +129,7 @@ class Ledger:
         row = self._rows[session_id]
         if row.status != "active":
             assert session.status == row.status, f"{session_id} has ended, and is shown as active"
-        shown = as_text(session.last_activity.timestamp())
+        shown = text(session.last_activity.timestamp())
         assert shown >= row.last_activity, f"last_activity of {session_id}: {shown}"
 
     def check_change(self, session_id: str, changed: object) -> None:
@@ -388,9 +377,9 @@ def test_the_machine_catches(broken: str, monkeypatch: pytest.MonkeyPatch) -> No
     """A promise that is broken does not go unseen."""
 
     def rewrite(name: str, old: str, new: str) -> None:
-        text = getattr(queries, name)
-        assert old in text
-        monkeypatch.setattr(queries, name, text.replace(old, new))
+        query = getattr(queries, name)
+        assert old in query
+        monkeypatch.setattr(queries, name, query.replace(old, new))
 
     match broken:
         case "no watch":
