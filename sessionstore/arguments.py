@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Checks of what callers hand in.
 
-Each function takes one argument with its name and returns it in the form that the package uses, or
-raises InvalidArgumentError with what was wrong and, for data, where. No message repeats a value.
-Nothing has been queued or written before these checks have passed.
+A check takes one argument and returns it in the form that the package uses, or raises
+InvalidArgumentError with what was wrong and, for data, where. No message repeats a value. What
+cannot be the id of a session is no error: there is no such session.
 """
 
 import json

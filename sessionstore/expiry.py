@@ -76,4 +76,4 @@ def read_clock(clock: Callable[[], float]) -> int:
         micros = round(clock() * 1_000_000)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError("the clock must return seconds since the epoch") from error
-    return micros if EARLIEST <= micros <= LATEST else EARLIEST if micros < 0 else LATEST
+    return max(EARLIEST, min(micros, LATEST))

@@ -50,8 +50,9 @@ class SessionManager:
     survives a power cut from the moment that the call returns; activity and timeouts survive a
     crash of the process then, and a power cut from the next such call on.
 
-    Every method raises StoreClosedError if the store is not open, StoreBusyError if another process
-    or program has held a lock for busy_timeout, and StorageError if the disk refuses.
+    Every method that reaches the store raises StoreClosedError if it is not open, StoreBusyError if
+    another process or program has held a lock for busy_timeout, and StorageError if the disk
+    refuses.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class SessionManager:
         async with self._in_transition():
             if self._loop is not None:
                 return
-            memory = _Memory(self._cache, self._endings)
+            memory = _CommitListener(self._cache, self._endings)
             opening = asyncio.ensure_future(self._store.open(memory, read_clock(self._clock)))
             try:
                 await asyncio.shield(opening)
@@ -445,7 +446,7 @@ class SessionManager:
                 await self._endings.close()
 
 
-class _Memory:
+class _CommitListener:
     """What hears of the store's commits: the cache, and the calls of on_end."""
 
     def __init__(self, cache: Cache, endings: Endings) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The seam: what the root asks of an engine, and which engine a URL names.
+"""The seam: what the root asks of an engine, and the one place that names the engines.
 
 An engine offers verbs, not queries. Times cross the seam as integers of microseconds since the
 epoch, UTC; what an engine writes is its own affair. Policy (what merges, which status a reason
@@ -69,13 +69,13 @@ class Listener(Protocol):
 class Store(Protocol):
     """An engine: sessions by id, shared by all processes that use the same database.
 
-    Writes are atomic, each by itself. They return after COMMIT, change nothing that is not live at
-    their moment (but for erase and purge, which look at no moment), and raise only errors of
-    errors.py. create, edit, end, end_all, erase and purge survive a power cut; touch and time_out
-    need survive only a crash of the process. A cancelled caller disturbs no other; whether its own
-    write happens is open. A call that cannot know what became of it raises StorageError, says so,
-    and is never sent twice unless that is harmless. Before open and after close each verb raises
-    StoreClosedError, and so it does in another event loop than that of open.
+    Writes are atomic, each by itself. They return after COMMIT and raise only errors of errors.py.
+    touch, edit, end and end_all change only what is live at their moment. create, edit, end,
+    end_all, erase and purge survive a power cut; touch and time_out need survive only a crash of
+    the process. A cancelled caller disturbs no other; whether its own write happens is open. A call
+    that cannot know what became of it raises StorageError, says so, and is never sent twice unless
+    that is harmless. Before open and after close each verb raises StoreClosedError, and so it does
+    in another event loop than that of open.
 
     How concurrent calls are gathered is the engine's own affair.
     """

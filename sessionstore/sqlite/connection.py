@@ -8,6 +8,7 @@ thread, the sqlite3 connection, the thread) is the same in all releases that are
 import errno
 import os
 import sqlite3
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -118,7 +119,7 @@ class _Nobody:
 
 _NOBODY = _Nobody()
 
-# The second if a message of SQLite's quotes what is damaged.
+# The second is raised if a message of SQLite quotes bytes that are no UTF-8.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
@@ -215,7 +216,8 @@ def connect_writer(path: str, create: bool) -> sqlite3.Connection:
             make_file(path)
         elif not os.path.exists(path):
             raise StorageError("there is no such file, and it was not to be made")
-        if os.stat(path).st_nlink > 1:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
             raise StorageError(
                 "the file has a second name (a hard link); SQLite finds its log by name, so that"
                 " two programs would damage it: keep one name"
@@ -232,11 +234,10 @@ def connect_reader(path: str) -> sqlite3.Connection:
 
 
 def set_up_writer(connection: sqlite3.Connection) -> None:
-    """Give a connection that writes its settings, and the file its journal."""
+    """Set the journal of a file to WAL, and the limits of its connection that writes."""
     (journal_mode,) = fetch_all(connection, queries.SET_JOURNAL_WAL)[0]
     if journal_mode not in ("wal", "memory"):
         raise StorageError("the file system does not support SQLite's WAL; use a local disk")
-    connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_JOURNAL_SIZE_LIMIT)
     connection.execute(queries.SET_WAL_AUTOCHECKPOINT)
 

@@ -107,15 +107,19 @@ class Guard:
         at_work = [lane for lane in self._lanes if not lane.is_resting]
         self._is_watching = bool(at_work)
         if not at_work:
+            self._drain()
             return
         self._looks += 1
         if not all(lane.is_waiting for lane in at_work) or self._looks % GUARD_PATIENCE == 0:
             with suppress(Empty):
                 self._ended.get(timeout=GUARD_HOLD)
+        self._drain()
+        self._loop.call_later(GUARD_INTERVAL, self._look)
+
+    def _drain(self) -> None:
         with suppress(Empty):
             while True:
                 self._ended.get_nowait()
-        self._loop.call_later(GUARD_INTERVAL, self._look)
 
 
 class Lane:
@@ -285,7 +289,7 @@ class ClosedLane:
 
 
 def failed(calls: Sequence[Call], error: BaseException) -> Done:
-    """Let all of the calls hear of an error, each of one of its own, and of SQLite's as ours."""
+    """Let all of the calls hear of an error; of SQLite's or the system's, as one of ours."""
     return Done([(call, ours(error)) for call in calls])
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What each write does inside a transaction, a function each; and what it notes for the commit.
 
-An operation looks at what is there, and then writes. What is absent, ended or timed out it leaves
-as it is. Policy is the root's, and so is the clock.
+What is absent, ended or timed out is left as it is. Policy is the root's, and so is the clock.
 """
 
 import json
@@ -100,12 +99,15 @@ def touch_all(
     for session_id in live:
         changes.touch(session_id, times[session_id], latest.now)
     results = [each.session_id in live for each in touches]
+    alone: set[str] = set()
     for index, each in enumerate(touches):
-        # One alone; or, in a batch, one that was live at its own moment, but not at the latest.
-        if not results[index] and (len(times) == 1 or each.moment != latest):
-            results[index] = _touch_one(connection, each)
-            if results[index]:
-                changes.touch(each.session_id, 1, each.moment.now)
+        # One alone; or, in a batch, one that was live at its own moment, but not at the latest, and
+        # those of the same session after it.
+        is_left = len(times) == 1 or each.moment != latest or each.session_id in alone
+        if not results[index] and is_left and _touch_one(connection, each):
+            results[index] = True
+            alone.add(each.session_id)
+            changes.touch(each.session_id, 1, each.moment.now)
     return results
 
 

@@ -3,7 +3,7 @@
 
 Such a file has a table `sessions` with the columns of today (metadata is session_metadata in its
 later version), nullable, without our bookkeeping; data and metadata hold str(dict). Adoption runs
-inside the write transaction of migrations.py, which makes the new table. Nothing is lost: a copy of
+inside the write transaction of schema.py, which makes the new table. Nothing is lost: a copy of
 the whole file is made first, what cannot be read as a dict is kept whole under the key "legacy",
 and a row that cannot be kept at all stops the adoption and leaves the file as it was.
 """

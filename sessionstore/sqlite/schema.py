@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from ..errors import SchemaError
+from ..session import Record
 from . import predecessor, queries
 from .connection import fetch_all, primary_code
 from .times import to_text
@@ -41,6 +42,8 @@ def _read_migrations() -> list[Migration]:
         if entry.name.endswith(".sql")
     )
 
+
+_COLUMNS = {*Record._fields} - {"end_reason"} | {"swept_activity"}
 
 SCHEMA = (files(__package__ or "") / "schema.sql").read_text("utf-8")
 MIGRATIONS = _read_migrations()
@@ -68,6 +71,12 @@ def migrate(connection: sqlite3.Connection, path: str, now: int) -> None:
 def _step(connection: sqlite3.Connection, missing: list[Migration], path: str, now: int) -> None:
     tables = _tables(connection)
     if "sessionstore_migrations" in tables:
+        columns = {name for (name,) in fetch_all(connection, queries.SELECT_SESSIONS_COLUMNS)}
+        if foreign := len(columns - _COLUMNS):
+            raise SchemaError(
+                f"'sessions' has {foreign} columns that are not ours and an upgrade would lose;"
+                " move them to a table of your own"
+            )
         with _keeping_host_objects(connection):
             _run_script(connection, missing[0].script)
         _record(connection, missing[:1], now)

@@ -44,7 +44,7 @@ from .writer import Chore, Create, Touch, Write, Writer
 
 logger = logging.getLogger(__name__)
 
-EDIT_WEIGHT = 65_536  # bytes, a guess: how much there is to read is known in the transaction only
+EDIT_WEIGHT = 65_536  # bytes: a guess, since only the transaction reads what is there
 CHUNK = 500  # sessions that one commit brings back to the clock
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks
 CLOSE_LIMIT = 30.0  # seconds that close() waits for a disk
@@ -137,7 +137,6 @@ class SQLiteStore:
                 logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
                 self._forsake()
                 return
-            lanes[0].hurry(CLOSE_PATIENCE)
             for connection in self._connections[1:]:
                 await connection.close()
             # If somebody keeps the lock, this is not the last connection, and closing is safe.
@@ -314,7 +313,9 @@ class SQLiteStore:
                     raise
 
     async def _let_go(self) -> None:
-        """Close what is open, whatever it is."""
+        """Close what is open, whatever it is. If cancelled, the next call goes on."""
+        self._writes = self._loads = self._lists = _NOT_OPEN
+        self._closing = []
         for connection in reversed([*self._connections]):
             await connection.close()
         if self._sidecar is not None:
@@ -351,6 +352,7 @@ class SQLiteStore:
 def _prepare(connection: sqlite3.Connection, path: str, now: int) -> int:
     """Bring a file to today's schema and settings; return its data version."""
     connection.execute(queries.SET_SECURE_DELETE)
+    connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_PAGE_SIZE)
     schema.migrate(connection, path, now)
     set_up_writer(connection)

@@ -118,7 +118,8 @@ class Writer:
             calls = self._begin(wait, calls)
             if calls:
                 done.append(self._commit(calls))
-            self._roll_back()
+            else:
+                self._roll_back()  # it may have begun before the last caller went
         except Exception as error:
             self._roll_back()
             if len(calls) > 1 and not is_of_the_store(error):

@@ -227,12 +227,7 @@ GOOD_DATA = st.one_of(
     _MAPPINGS.map(lambda mapping: ChainMap({}, mapping)),
 )
 SMALL_DATA = st.one_of(_LEAVES.map(lambda leaf: {"a": leaf}), _DEPTHS)
-DATA = st.one_of(
-    GOOD_DATA,
-    SMALL_DATA,
-    st.dictionaries(_ANY_KEYS, _VALUES, max_size=6),
-    _VALUES,
-)
+DATA = st.one_of(GOOD_DATA, SMALL_DATA, st.dictionaries(_ANY_KEYS, _VALUES, max_size=6), _VALUES)
 
 # Anything at all, for an argument of any type.
 ANYTHING = st.one_of(DATA, TEXTS, _LEAVES, _MISFITS, st.timedeltas())

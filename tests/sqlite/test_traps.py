@@ -2,7 +2,6 @@
 """Traps that reviews of the design have found, each as a test."""
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import logging
@@ -209,18 +208,24 @@ async def test_a_logging_filter_that_raises_loses_no_call(
         database, clock=clock, on_end=fail, timeout=60, sweep_interval=0.01
     ) as sessions:
         ids = [await sessions.create_session("lina") for _ in range(3)]
+        later = [await sessions.create_session(child) for child in ("ben", "omar")]
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("sessionstore"):
                 monkeypatch.setattr(logging.getLogger(name), "filters", [RaisingFilter()])
         async with asyncio.timeout(10):
             assert await sessions.end_sessions("lina") == 3
             assert await sessions.get_session(ids[0])
-            for _ in range(2):  # the background sweep goes on, too
-                with contextlib.suppress(ZeroDivisionError):  # its id cannot be logged
-                    await sessions.create_session("ben")
-                (session,) = await sessions.get_active_sessions("ben")
-                ids.append(session.id)
-                clock.turn(61)
+            with pytest.raises(ZeroDivisionError):  # its id cannot be logged
+                await sessions.create_session("ada")
+            assert await sessions.get_active_sessions("ada") == []  # and nothing is left behind
+            clock.turn(30)
+            for id_ in later:  # the background sweep goes on, too
+                ids.append(id_)
+                if id_ == later[0]:
+                    assert await sessions.update_activity(later[1])
+                    clock.turn(31)
+                else:
+                    clock.turn(30)
                 await until(lambda: len(ended) == len(ids))
         monkeypatch.undo()
     assert sorted(ended) == sorted(ids)
