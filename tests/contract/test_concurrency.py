@@ -225,6 +225,18 @@ async def test_a_touch_that_is_too_late_does_not_spoil_one_that_is_not(store: St
     assert seen(await store.load(record.id))["interaction_count"] == sum(results[:2])
 
 
+async def test_a_touch_keeps_a_session_alive_for_one_that_comes_with_it(store: Store) -> None:
+    """The first is in time, and the second would be too late without it."""
+    record, other = a_record(), a_record(last_activity=NOW + TIMEOUT)
+    await asyncio.gather(store.create(record), store.create(other))
+    results = await asyncio.gather(
+        store.touch(record.id, at(LATER - 1)),
+        store.touch(record.id, at(LATER)),
+        store.touch(other.id, at(LATER)),
+    )
+    assert results == [True, True, True]
+
+
 async def test_an_end_and_a_later_touch_may_come_at_once(store: Store) -> None:
     """The end wins, and is no earlier than the activity that came before it."""
     for is_touch_first in (True, False):

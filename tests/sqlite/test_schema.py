@@ -717,6 +717,19 @@ async def test_a_migration_keeps_what_the_host_has_put_on_our_table(
         assert connection.execute(query, [f"b-{version}"]).fetchone() == (2**40 + 1,)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_column_of_the_hosts_is_not_lost(tmp_path: Path, version: int) -> None:
+    """If the host project has added one to our table, the file is refused, and nothing changes."""
+    path = tmp_path / "a.db"
+    make_file_of_version(path, version)
+    with connect(path) as connection:
+        connection.execute("ALTER TABLE sessions ADD COLUMN note TEXT")
+    before = dump(path)
+    with pytest.raises(SchemaError, match="1 columns that are not ours"):
+        await open_and_close(path)
+    assert dump(path) == before
+
+
 async def test_a_file_without_one_of_our_indexes_is_upgraded(tmp_path: Path) -> None:
     """Whoever has dropped an index by hand gets today's."""
     path = tmp_path / "a.db"
