@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One chart for a reader in a hurry: three operations at 100 tasks, by all rivals.
+"""One chart for a reader in a hurry: up to three operations at 100 tasks, by all rivals.
 
 The same figures give the same bytes of SVG. Matplotlib is imported only here.
 """
@@ -30,12 +30,14 @@ def draw(results: Results, prefix: Path) -> None:
     """Write the chart as PREFIX.svg and PREFIX.png."""
     environment = results.environment
     rivals = list(environment["rivals"])
+    cases = [title for title in CASES if results.samples(*CASES[title], OURS)] or [*CASES]
     caption = f"{RULES}{environment['machine']}; {environment['python']}"
     settings = {"svg.hashsalt": "sessionstore", "font.family": "DejaVu Sans", "font.size": 8}
     with mpl.rc_context(settings):
         size = (WIDTH, MARGIN + ROW * len(rivals))
         figure = Figure(figsize=size, layout="constrained")
-        for axes, title in zip(figure.subplots(1, len(CASES), sharey=True), CASES, strict=True):
+        panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+        for axes, title in zip(panels, cases, strict=True):
             draw_case(axes, results, title, rivals)
         figure.axes[0].set_yticks(range(0, -len(rivals), -1), rivals)
         figure.supxlabel(caption, fontsize=7, color="#555555")
