@@ -323,7 +323,7 @@ def test_nothing_is_lost_by_a_kill_at_any_system_call(folder: Path, stage: str) 
 # -- That the checks can fail ----------------------------------------------------------------------
 
 
-LOST = rf"the last call was|0 of {kills.BATCH} sessions are there"
+LOST = rf"the last call was|0 of {kills.BATCH} sessions (are there|have ended)"
 HALF_BATCH = rf"\d+ of {kills.BATCH} sessions have ended|the last call was"
 HALF_UPGRADE = r"the next open failed|rows, or others|half a migration|is damaged|no copy"
 DAMAGE = r"integrity_check|\(SQLITE_CORRUPT"
