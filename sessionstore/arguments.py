@@ -51,7 +51,7 @@ def check_session_id(value: object) -> str | None:
 
 
 def check_spared_id(value: object) -> str | None:
-    """Return the id of the session to spare. What is no id is refused: it would spare none."""
+    """Return the id of the session to spare. What is no str or UUID is refused: it spares none."""
     if value is None or isinstance(value, str | UUID):
         return check_session_id(value)
     raise InvalidArgumentError(f"except_id must be a str, not {type(value).__name__}")
@@ -156,11 +156,11 @@ def encode_merged(name: str, merged: dict[str, Any], max_bytes: int) -> str:
         StorageError: another program has stored what cannot be written as JSON in UTF-8.
     """
     try:
-        text = _ENCODER.encode(merged)
-        text.encode()
+        return check_size(name, _ENCODER.encode(merged), max_bytes)
+    except InvalidArgumentError:  # a ValueError, too
+        raise
     except (ValueError, RecursionError):  # which may hold the text
         raise StorageError(UNREADABLE) from None
-    return check_size(name, text, max_bytes)
 
 
 def _refusal(name: str, value: object) -> InvalidArgumentError:

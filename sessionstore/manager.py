@@ -128,8 +128,8 @@ class SessionManager:
         async with self._in_transition():
             if self._loop is not None:
                 return
-            memory = _CommitListener(self._cache, self._endings)
-            opening = asyncio.ensure_future(self._store.open(memory, read_clock(self._clock)))
+            listener = _CommitListener(self._cache, self._endings)
+            opening = asyncio.ensure_future(self._store.open(listener, read_clock(self._clock)))
             try:
                 await asyncio.shield(opening)
             except BaseException:  # cancelled, or failed: what was opened is closed
@@ -255,7 +255,7 @@ class SessionManager:
                 remove is not several keys. Nothing was changed.
         """
         moment = self._moment()
-        # Decoded copies: the caller may change its own while the write is under way.
+        # Copies: the caller may change its own while the write is under way.
         new_data = decode_object(encode_object("data", data, self._max_bytes))
         new_metadata = decode_object(encode_object("metadata", metadata, self._max_bytes))
         keys = check_keys("remove", remove)
@@ -388,7 +388,8 @@ class SessionManager:
         """
         moment = self._moment()
         age = check_micros("older_than", older_than, minimum=0)
-        await self.cleanup_inactive_sessions()
+        await time_out_all(self._store, moment)
+        await self._endings.wait(lambda record: record.status == "timeout")
         purged = await purge_all(self._store, moment.now - age)
         await self._store.tidy(moment)
         return purged

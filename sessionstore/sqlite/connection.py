@@ -183,6 +183,7 @@ def ours(error: BaseException) -> BaseException:
     return translated
 
 
+# What to do about the errors that concern all that is written: is_of_the_store() goes by these.
 _ADVICE = {
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened; check its folder and its permissions",
     sqlite3.SQLITE_CORRUPT: "the database file is damaged; restore a backup",

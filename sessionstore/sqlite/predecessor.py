@@ -29,7 +29,17 @@ from .times import from_text
 
 logger = logging.getLogger(__name__)
 
-_COMMON_COLUMNS = set(Record._fields) - {"metadata", "end_reason"}
+# Of a table that will never change, whatever becomes of ours.
+_COMMON_COLUMNS = {
+    "id",
+    "child_id",
+    "status",
+    "started_at",
+    "ended_at",
+    "last_activity",
+    "data",
+    "interaction_count",
+}
 _METADATA_COLUMNS = ("metadata", "session_metadata")
 
 
