@@ -71,6 +71,11 @@ def check_micros(name: str, value: object, *, minimum: int = 1) -> int:
     return micros
 
 
+def check_optional_micros(name: str, value: object, *, minimum: int = 1) -> int | None:
+    """Return a length of time in microseconds, or None for None."""
+    return None if value is None else check_micros(name, value, minimum=minimum)
+
+
 def check_count(name: str, value: object, *, minimum: int = 0) -> int:
     """Return a whole number of at least minimum, below 2**63."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < 2**63:

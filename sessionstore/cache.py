@@ -52,9 +52,9 @@ class Cache:
         return len(self._entries)
 
     def get(self, session_id: str) -> Entry | None:
-        """Return the entry of a session if it is there and its version stands.
+        """Return the entry of a session if it is there and its version stands: a hit.
 
-        Counts a hit or a miss. What is no id is a miss.
+        What is no id is not there.
         """
         try:
             entry = self._entries[session_id]
@@ -65,11 +65,14 @@ class Cache:
                 return entry
         except (KeyError, TypeError):  # not there; or no versions, and so nothing true
             pass
-        self.misses += 1
         return None
 
     def ticket(self, session_id: str) -> Ticket | None:
-        """Note the version of a session before its record is asked for; None: not to be kept."""
+        """Note the version of a session before its record is asked for: a miss.
+
+        None: the record is not to be kept.
+        """
+        self.misses += 1
         versions = self._store.versions
         if versions is None or self._capacity == 0:
             return None

@@ -18,6 +18,7 @@ from .arguments import (
     check_count,
     check_keys,
     check_micros,
+    check_optional_micros,
     check_owner,
     check_position,
     check_session_id,
@@ -95,15 +96,10 @@ class SessionManager:
             raise InvalidArgumentError("clock and on_end must be callable")
         self._clock = clock
         self._expiry = Expiry(
-            check_micros("timeout", timeout),
-            None if max_lifetime is None else check_micros("max_lifetime", max_lifetime),
+            check_micros("timeout", timeout), check_optional_micros("max_lifetime", max_lifetime)
         )
-        self._retention = (
-            None if retention is None else check_micros("retention", retention, minimum=0)
-        )
-        self._sweep_interval = (
-            None if sweep_interval is None else check_micros("sweep_interval", sweep_interval)
-        )
+        self._retention = check_optional_micros("retention", retention, minimum=0)
+        self._sweep_interval = check_optional_micros("sweep_interval", sweep_interval)
         self._max_bytes = check_count("max_data_bytes", max_data_bytes, minimum=2)
         self._store = make_store(
             database,
@@ -221,6 +217,8 @@ class SessionManager:
         checked_id = check_session_id(session_id)
         if checked_id is None:
             return None
+        if checked_id is not session_id:  # a UUID, which is no key of the cache
+            return await self.get_session(checked_id)
         ticket = self._cache.ticket(checked_id)
         loaded = await self._store.load(checked_id)
         if loaded is None:

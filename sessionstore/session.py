@@ -65,10 +65,10 @@ class Record(NamedTuple):
     interaction_count: int
     end_reason: str | None
 
-    def touched(self, times: int, moment: int) -> "Record":
-        """Return the record after so many interactions, the last one at the moment."""
+    def touched(self, times: int, at: int) -> "Record":
+        """Return the record after so many interactions, the last one at that time."""
         return self._replace(
-            last_activity=max(self.last_activity, moment),
+            last_activity=max(self.last_activity, at),
             interaction_count=self.interaction_count + times,
         )
 

@@ -19,7 +19,7 @@ class Touch(NamedTuple):
     """What touches did to one session in one commit."""
 
     times: int  # how many interactions were added
-    moment: int  # last_activity is now this, or what it was before if that is later
+    at: int  # last_activity is now this, or what it was before if that is later
 
 
 class Commit(NamedTuple):
@@ -58,11 +58,9 @@ class Listener(Protocol):
         For one session in the order of its commits. What it raises is logged, and the callers go
         on.
         """
-        ...
 
     def forget(self) -> None:
         """Called when nothing in memory can be believed any more, loads under way included."""
-        ...
 
 
 @runtime_checkable
@@ -91,18 +89,15 @@ class Store(Protocol):
         Raises SchemaError, StorageError or StoreBusyError. It gives up soon if close is called
         meanwhile.
         """
-        ...
 
     async def close(self) -> None:
         """Finish what was accepted, and let go of everything. Waits one second for locks at most.
 
         Writes that still wait for a lock then raise StoreBusyError. Does nothing if not open.
         """
-        ...
 
     async def create(self, record: Record) -> None:
         """Add a session. StorageError if the id is there already."""
-        ...
 
     async def touch(self, session_id: str, moment: Moment) -> bool:
         """Move last_activity to the moment, never backwards, and count one interaction.
@@ -110,7 +105,6 @@ class Store(Protocol):
         Of concurrent calls, a later moment may count for all that are live at it. Returns whether
         the session was live.
         """
-        ...
 
     async def edit(
         self, session_id: str, moment: Moment, change: Callable[[Record], Record]
@@ -120,60 +114,48 @@ class Store(Protocol):
         `change` is a pure, quick function, which may be called more than once and in another
         thread. Whatever it raises is raised to its own caller, and nothing is written.
         """
-        ...
 
     async def end(self, session_id: str, moment: Moment, status: str, reason: str) -> bool:
         """End a session at the moment, or at its last_activity if that is later."""
-        ...
 
     async def end_all(
         self, child_id: str, moment: Moment, status: str, reason: str, except_id: str | None
     ) -> int:
         """End all live sessions of a child but one, in one commit; return how many."""
-        ...
 
     async def erase(self, session_id: str) -> bool:
         """Delete a session, whatever its status, without a trace; return whether there was one."""
-        ...
 
     async def time_out(self, moment: Moment, limit: int) -> Swept:
         """End up to `limit` sessions that have timed out, each as of when it expired.
 
         A chunk may time out none and say that there is more, or leave out what cannot be read.
         """
-        ...
 
     async def purge(self, ended_before: int, limit: int) -> int:
         """Erase up to `limit` sessions that ended at or before then; return how many."""
-        ...
 
     async def tidy(self, moment: Moment) -> None:
         """Do what the engine needs at each sweep."""
-        ...
 
     async def load(self, session_id: str) -> Record | None:
         """Return a session, whatever its status. It is at least as new as the call."""
-        ...
 
     async def list_active(
         self, moment: Moment, child_id: str | None, after: tuple[int, str] | None, limit: int | None
     ) -> list[Record]:
         """Return live sessions by (started_at, id), from behind `after` on."""
-        ...
 
     async def list_of_child(self, child_id: str, limit: int) -> list[Record]:
         """Return the sessions of a child, whatever their status, started last first."""
-        ...
 
     async def search(
         self, moment: Moment, child_id: str | None, status: str | None, limit: int
     ) -> list[Record]:
         """Return sessions by child and status at the moment, started last first."""
-        ...
 
     async def count(self, moment: Moment) -> Counts:
         """Count the sessions at the moment."""
-        ...
 
 
 def make_store(database: object, **settings: Any) -> Store:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -24,7 +25,6 @@ from . import queries
 Result = TypeVar("Result")
 
 MEMORY = ":memory:"
-BUSY_TIMEOUT = 0.1  # seconds that SQLite itself waits for a lock; the writer tries again
 MINIMUM_SQLITE = (3, 35, 0)  # the first with RETURNING
 
 _URL_SCHEMES = ("sqlite://", "sqlite+aiosqlite://")
@@ -55,16 +55,6 @@ def path_of(database: str | bytes | PathLike[str]) -> str:
     return path
 
 
-def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
-    """Return whether commits can be lost when two connections write and checkpoint at one moment.
-
-    Fixed in SQLite 3.51.3, and in 3.50.7 and 3.44.6: sqlite.org/wal.html.
-    """
-    fixed = {(3, 44): 6, (3, 50): 7}
-    patch = fixed.get(version[:2])
-    return version < (3, 51, 3) if patch is None else version[2] < patch
-
-
 class Connection:
     """One connection of aiosqlite, as a thread that runs functions in their order."""
 
@@ -82,7 +72,7 @@ class Connection:
             await self._aiosqlite
         except Exception as error:
             # It was told to stop, and answers in the event loop, which may be closed next.
-            self._thread.join()  # type: ignore[union-attr]
+            self._join()
             raise ours(error) from None
         self.sqlite = self._aiosqlite._conn
 
@@ -103,6 +93,9 @@ class Connection:
     async def close(self) -> None:
         """Run what was queued, close, and end the thread."""
         await self._aiosqlite.close()
+        self._join()
+
+    def _join(self) -> None:
         if self._thread.is_alive():  # type: ignore[union-attr]
             self._thread.join()  # type: ignore[union-attr]  # it has nothing left to do but return
 
@@ -218,20 +211,28 @@ def connect_writer(path: str, create: bool) -> sqlite3.Connection:
         elif not os.path.exists(path):
             raise StorageError("there is no such file, and it was not to be made")
         status = os.stat(path)
-        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError("the path is not that of a regular file; use another path")
+        if status.st_nlink > 1:
             raise StorageError(
                 "the file has a second name (a hard link); SQLite finds its log by name, so that"
                 " two programs would damage it: keep one name"
             )
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    return _connect(path)
 
 
 def connect_reader(path: str) -> sqlite3.Connection:
     """Connect to a file that is open for writing, for statements that read."""
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection = _connect(path)
     connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_QUERY_ONLY)
     return connection
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """Connect to a file that is there. SQLite waits for no lock: Lane.wait tries again."""
+    name = path if path == MEMORY else f"{Path(path).as_uri()}?mode=rw"
+    return sqlite3.connect(name, timeout=0, isolation_level=None, uri=path != MEMORY)
 
 
 def set_up_writer(connection: sqlite3.Connection) -> None:

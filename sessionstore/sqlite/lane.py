@@ -2,30 +2,33 @@
 """A lane: calls on their way to a connection's thread, gathered into batches.
 
 The calls that come while a batch is at work are the next batch: there is no timer, and no task that
-somebody could cancel. The thread takes all that has gathered, works it off, hands the outcome to
-the event loop, and puts itself at the end of the connection's queue if more has come; so several
-lanes of one connection take turns. What a batch does is the affair of writer.py and reader.py.
+somebody could cancel. The thread takes what has gathered, works it off, hands the outcome to the
+event loop, and puts itself at the end of the connection's queue if more has come; so several lanes
+of one connection take turns. Of many calls it takes half: the callers of one half are served while
+the other half is at work. What a batch does is the affair of writer.py and reader.py.
 """
 
 import asyncio
 import logging
 import math
 import random
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..errors import StoreBusyError, StoreClosedError
+from ..errors import StorageError, StoreBusyError, StoreClosedError
 from ..store import Commit
-from .connection import ours
+from .connection import Connection, ours, unless_busy
 
 logger = logging.getLogger(__name__)
 
 BATCH_LIMIT = 500  # calls
+BATCH_WHOLE = 50  # calls: of more than so many, half is taken
 BATCH_BYTES = 4_194_304
 
 PAUSE = (0.000_02, 0.000_2)  # seconds between two tries to get a lock, at least and at most
@@ -47,6 +50,14 @@ class Operation(Generic[Result]):
     weight: int = field(default=0, kw_only=True)  # about how many bytes it adds to its batch
 
 
+@dataclass(slots=True)
+class Run(Operation[Result]):
+    """Asks for what a function does, alone; it is run again if another's lock was in the way."""
+
+    function: Callable[..., Result]  # of the connection and the arguments
+    arguments: tuple[Any, ...] = ()
+
+
 class Call(NamedTuple):
     """One call: what it asks for, who waits for it, and until when it may wait for a lock."""
 
@@ -60,17 +71,6 @@ class Done(NamedTuple):
 
     outcomes: Sequence[tuple[Call, object]]
     commit: Commit | None = None
-
-
-# Tries until an attempt succeeds: Lane.wait.
-Wait = Callable[[Sequence[Call], Callable[[], bool]], Sequence[Call]]
-
-
-class Thread(Protocol):
-    """The thread of a connection."""
-
-    def queue(self, function: Callable[[], None]) -> None:
-        """Run the function on the thread, after what was queued before."""
 
 
 class Guard:
@@ -127,23 +127,31 @@ class Lane:
 
     def __init__(
         self,
-        thread: Thread,
-        work: Callable[[Wait, Sequence[Call]], Sequence[Done]],
+        connection: Connection,
+        work: "Callable[[Lane, Sequence[Call]], Sequence[Done]]",
         guard: Guard,
         *,
         busy_timeout: float,
         batch_limit: int = BATCH_LIMIT,
         on_commit: Callable[[Commit], None] = lambda commit: None,
+        holds_back: bool = False,
     ) -> None:
-        """Take the thread, what works off a batch there, and the seconds that a call may wait."""
+        """Take the connection, what works off a batch on its thread, and how long a call may wait.
+
+        A lane that holds back hands the outcome of a batch over once the next one has begun, for
+        which that calls hand_over(): till then the event loop would be in the way.
+        """
         self._loop = asyncio.get_running_loop()
-        self._thread = thread
+        self._connection = connection
         self._work = work
         self._guard = guard
         self._busy_timeout = busy_timeout
         self._batch_limit = batch_limit
         self._on_commit = on_commit
+        self._holds_back = holds_back
         self._gathered: deque[Call] = deque()
+        self._taken: Sequence[Call] = ()  # the batch at work
+        self._held: Sequence[Done] = ()  # the outcome of the batch before, not yet handed over
         self._at_rest: asyncio.Future[None] | None = None  # what rest() waits for
         self._give_up_at = math.inf  # an upper bound of all deadlines
         self._random = random.Random()  # of its own: the host may seed the other
@@ -165,6 +173,15 @@ class Lane:
         """Serve nobody any more: the thread is of the process that this one was forked from."""
         self._gathered.clear()
         self._is_disowned = True
+
+    def abandon(self) -> None:
+        """Let all who wait hear that the disk does not answer."""
+        held = [call for done in self._held for call, _ in done.outcomes]
+        for call in (*held, *self._taken, *list(self._gathered)):
+            if not call.future.done():
+                call.future.set_exception(
+                    StorageError("the disk does not answer; it is unknown what was written")
+                )
 
     async def rest(self) -> None:
         """Wait until all that was accepted is done."""
@@ -195,6 +212,7 @@ class Lane:
                 calls = [call for call in calls if not call.future.done()]
                 if is_done or not calls:
                     return calls
+                self.hand_over()
                 self.is_waiting = True
                 now, give_up_at = time.monotonic(), self._give_up_at
                 late = [call for call in calls if min(call.deadline, give_up_at) <= now]
@@ -211,41 +229,63 @@ class Lane:
         finally:
             self.is_waiting = False
 
+    def run(self, connection: sqlite3.Connection, call: Call) -> Done:
+        """Do what a Run asks for. For the thread."""
+        results: list[object] = []
+        operation = call.operation
+        attempt = unless_busy(
+            lambda: results.append(operation.function(connection, *operation.arguments))
+        )
+        try:
+            waiting = self.wait([call], attempt)
+        except Exception as error:
+            return failed([call], error)
+        return Done([(each, results[0]) for each in waiting])
+
+    def hand_over(self) -> None:
+        """Hand the outcome of the batch before over, if that was not done yet. For the thread."""
+        if self._held:
+            held, self._held = self._held, ()
+            self._post(held, False)
+
     def _start(self) -> None:
         self.is_resting = False
-        self._thread.queue(self._run_batch)
+        self._connection.queue(self._run_batch)
         self._guard.watch()
 
     def _run_batch(self) -> None:
         """Work off what has gathered, on the connection's thread."""
-        calls = self._take()
+        self._taken = calls = self._take()
         try:
-            done = self._work(self.wait, calls) if calls else []
+            done = self._work(self, calls) if calls else []
         except BaseException as error:
             done = [failed(calls, error)]
+        self.hand_over()
         rests = not self._gathered
-        if self._post(done, rests) and not rests:
-            self._thread.queue(self._run_batch)
+        if self._holds_back and not rests:
+            self._held = done
+        else:
+            self._post(done, rests)
+        if not rests:
+            self._connection.queue(self._run_batch)
         self._guard.note_end()
 
     def _take(self) -> list[Call]:
         taken: list[Call] = []
         weight = 0
-        while self._gathered and len(taken) < self._batch_limit and weight < BATCH_BYTES:
+        limit = min(self._batch_limit, max(BATCH_WHOLE, len(self._gathered) // 2))
+        while self._gathered and len(taken) < limit and weight < BATCH_BYTES:
             call = self._gathered.popleft()
             if not call.future.done():  # else its caller has gone
                 taken.append(call)
                 weight += call.operation.weight
         return taken
 
-    def _post(self, done: Sequence[Done], rests: bool) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(self._hand_over, done, rests)
-        except RuntimeError:  # the event loop was closed: nobody waits any more
-            return False
-        return True
+    def _post(self, done: Sequence[Done], rests: bool) -> None:
+        with suppress(RuntimeError):  # the event loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._serve, done, rests)
 
-    def _hand_over(self, done: Sequence[Done], rests: bool) -> None:
+    def _serve(self, done: Sequence[Done], rests: bool) -> None:
         """Tell of the commits and serve their callers, in the event loop, whatever happens."""
         if self._is_disowned:
             return

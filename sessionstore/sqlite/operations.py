@@ -19,7 +19,9 @@ from .connection import SQLITE_ERRORS, fetch_all, is_of_the_store
 from .rows import from_row, to_row
 from .times import from_text, to_text
 
-JSON_LIMIT = 16_384  # bytes of data beyond which a row is inserted by itself
+# Characters of data and metadata beyond which a row is read and written by itself: JSON of many
+# rows is made and read with the GIL held.
+JSON_LIMIT = 4_096
 
 
 class Activity(NamedTuple):
@@ -38,16 +40,16 @@ class Changes:
         self._erased: dict[str, None] = {}
         self._ended: list[Record] = []
 
-    def touch(self, session_id: str, times: int, moment: int) -> None:
+    def touch(self, session_id: str, times: int, at: int) -> None:
         """Note interactions of a session, which this transaction may have created."""
         created = self._written.get(session_id)
         if created is not None:
-            self._written[session_id] = created.touched(times, moment)
+            self._written[session_id] = created.touched(times, at)
             return
         before = self._touched.get(session_id)
         if before is not None:
-            times, moment = before.times + times, max(before.moment, moment)
-        self._touched[session_id] = Touch(times, moment)
+            times, at = before.times + times, max(before.at, at)
+        self._touched[session_id] = Touch(times, at)
 
     def write(self, record: Record) -> None:
         """Note a session as it is now."""
@@ -78,7 +80,6 @@ class Changes:
 
 def create_all(connection: sqlite3.Connection, changes: Changes, records: Sequence[Record]) -> None:
     """Add sessions. An id that is there already is sqlite3.IntegrityError."""
-    # JSON is made with the GIL held, and SQLite copies it: large rows go by themselves.
     small = [record for record in records if len(record.data) + len(record.metadata) <= JSON_LIMIT]
     if len(small) > 1:
         rows = json.dumps([[*to_row(record).values()] for record in small])
@@ -186,7 +187,7 @@ def time_out(connection: sqlite3.Connection, changes: Changes, moment: Moment, l
     alive: list[str] = []
     for session_id, started_at, last_activity in due:
         try:
-            expires_at = moment.expiry.moment(from_text(started_at), from_text(last_activity))
+            expires_at = moment.expiry.end(from_text(started_at), from_text(last_activity))
         except (TypeError, ValueError):
             continue  # another program has written what is no time
         if expires_at > moment.now:

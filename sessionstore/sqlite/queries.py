@@ -39,8 +39,6 @@ SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever h
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
 SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"
-SET_BUSY_TIMEOUT_NONE = "PRAGMA busy_timeout = 0"
-SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds; the writer tries again
 
 CHECKPOINT_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 
@@ -217,11 +215,16 @@ RETURNING id
 
 # -- Reading ---------------------------------------------------------------------------------------
 
-# Serves get_session: all misses of a moment in one statement, each found by primary key.
-SELECT_SESSIONS_BY_IDS = f"""
-SELECT {_COLUMNS}
+# Serves get_session, by primary key.
+SELECT_SESSION = f"SELECT {_COLUMNS} FROM sessions WHERE id = :id"
+
+# The same for many sessions, as one row: for each row, SQLite hands the GIL over. Not for large
+# ones, since the JSON is read with the GIL held.
+SELECT_SMALL_SESSIONS = f"""
+SELECT json_group_array(json_array({_COLUMNS}))
   FROM sessions
  WHERE id IN (SELECT value FROM json_each(:ids))
+   AND length(data) + length(metadata) <= :limit
 """
 
 # Serves get_active_sessions and iter_active_sessions. Keyset: idx_sessions_status starts at the

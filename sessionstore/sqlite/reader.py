@@ -7,21 +7,19 @@ connection's thread.
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ..expiry import Moment
 from ..session import Record, SessionStatus
 from ..store import Counts
 from . import queries
 from .connection import SQLITE_ERRORS, fetch_all, is_of_the_store, unless_busy
-from .lane import Call, Done, Operation, Wait, failed
-from .operations import ahead, cutoffs
+from .lane import Call, Done, Lane, Operation, failed
+from .operations import JSON_LIMIT, ahead, cutoffs
 from .rows import from_row
 from .times import to_text
-
-Result = TypeVar("Result")
 
 DAY = 86_400_000_000  # microseconds
 
@@ -33,47 +31,32 @@ class Load(Operation[Record | None]):
     session_id: str
 
 
-@dataclass(slots=True)
-class Read(Operation[Result]):
-    """Asks for what a function reads."""
-
-    read: Callable[..., Result]  # of the connection and the arguments
-    arguments: tuple[Any, ...]
-
-
-def load(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call]) -> list[Done]:
-    """Load the records that the calls of a batch ask for, in one statement."""
+def load(connection: sqlite3.Connection, lane: Lane, calls: Sequence[Call]) -> list[Done]:
+    """Load the records that the calls of a batch ask for: small ones all at once."""
     rows: dict[str, Any] = {}
+    ids = {call.operation.session_id for call in calls}
 
     def select() -> None:
-        ids = json.dumps([*{call.operation.session_id for call in calls}])
-        found = fetch_all(connection, queries.SELECT_SESSIONS_BY_IDS, {"ids": ids})
-        rows.update((row[0], row) for row in found)
+        if len(ids) > 1:
+            parameters = {"ids": json.dumps([*ids]), "limit": JSON_LIMIT}
+            ((found,),) = fetch_all(connection, queries.SELECT_SMALL_SESSIONS, parameters)
+            rows.update((row[0], row) for row in json.loads(found))
+        for id_ in ids - rows.keys():
+            for row in fetch_all(connection, queries.SELECT_SESSION, {"id": id_}):
+                rows[id_] = row
 
     try:
-        waiting = wait(calls, unless_busy(select))
+        waiting = lane.wait(calls, unless_busy(select))
     except SQLITE_ERRORS as error:
         if len(calls) > 1 and not is_of_the_store(error):  # a row that cannot be read
-            return [done for call in calls for done in load(connection, wait, [call])]
+            return [done for call in calls for done in load(connection, lane, [call])]
         return [failed(calls, error)]
     return [Done([(call, _decode(rows.get(call.operation.session_id))) for call in waiting])]
 
 
-def read(connection: sqlite3.Connection, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+def read(connection: sqlite3.Connection, lane: Lane, calls: Sequence[Call]) -> list[Done]:
     """Answer the calls of a batch, one after the other."""
-    done: list[Done] = []
-    for call in calls:
-        results: list[object] = []
-
-        def answer(call: Call = call, results: list[object] = results) -> None:
-            results.append(call.operation.read(connection, *call.operation.arguments))
-
-        try:
-            if wait([call], unless_busy(answer)):
-                done.append(Done([(call, results[0])]))
-        except Exception as error:
-            done.append(failed([call], error))
-    return done
+    return [lane.run(connection, call) for call in calls]
 
 
 def select(

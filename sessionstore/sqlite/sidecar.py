@@ -145,11 +145,8 @@ class Sidecar:
 
     def close(self) -> None:
         """Let go of the file, of its mapping, and of the lock if it is held."""
-        if self._descriptor >= 0:
-            self.unlock()
-            self._close_file()
-        self._words = memoryview(b"")
-        self.versions = self._words
+        self.unlock()
+        self.disown()
 
     def disown(self) -> None:
         """Let go in a child process, without unlocking: the lock is of the file that both share.
@@ -157,7 +154,8 @@ class Sidecar:
         Of the mapping, too: its own descriptor would keep the lock of a parent that has died.
         """
         if self._descriptor >= 0:
-            self._close_file()
+            os.close(self._descriptor)
+            self._descriptor = -1
         self._words = memoryview(b"")
         self.versions = self._words
 
@@ -205,10 +203,6 @@ class Sidecar:
         words[_REVISION] = self._revision = revision
         self._words = words
         self.versions = words[:SLOTS]
-
-    def _close_file(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = -1
 
     def _lock_for_life(self) -> bool:
         """Keep every other process from the file until close."""

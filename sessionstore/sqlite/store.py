@@ -30,22 +30,22 @@ from .connection import (
     connect_reader,
     connect_writer,
     fetch_all,
-    has_wal_reset_bug,
     ours,
     path_of,
     set_up_writer,
 )
-from .lane import ClosedLane, Guard, Lane
+from .lane import ClosedLane, Guard, Lane, Run
 from .operations import Activity, cutoffs
-from .reader import Load, Read
+from .reader import Load
 from .sidecar import Sidecar
 from .times import to_text
-from .writer import Chore, Create, Touch, Write, Writer
+from .writer import Create, Touch, Write, Writer
 
 logger = logging.getLogger(__name__)
 
 EDIT_WEIGHT = 65_536  # bytes: a guess, since only the transaction reads what is there
 CHUNK = 500  # sessions that one commit brings back to the clock
+OPENING_PAUSE = 0.005  # seconds between two tries to open a file that another program has locked
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks
 CLOSE_LIMIT = 30.0  # seconds that close() waits for a disk
 
@@ -86,7 +86,8 @@ class SQLiteStore:
         self._writes: Lane | ClosedLane = _NOT_OPEN
         self._loads: Lane | ClosedLane = _NOT_OPEN
         self._lists: Lane | ClosedLane = _NOT_OPEN
-        self._closing: list[Lane] = []  # those that close() is waiting for
+        self._lanes: list[Lane] = []  # those that close() waits for
+        self._closing: asyncio.Future[None] | None = None
         self._is_opening = False
         self._is_given_up = False  # whether close() was called in the meantime
         self._data_version = 0  # at the last sweep
@@ -105,7 +106,9 @@ class SQLiteStore:
         try:
             await self._connect(path, now)
         except BaseException as error:
-            await self._let_go()
+            self._writes = self._loads = self._lists = _NOT_OPEN
+            await _close([], self._connections, self._sidecar)
+            self._forsake()
             if isinstance(error, OSError):  # the file could not be looked at
                 raise ours(error) from None
             raise
@@ -119,32 +122,27 @@ class SQLiteStore:
             if isinstance(self._writes, Lane):
                 self._writes.hurry(0)
             return
-        lanes = self._closing or [
-            each for each in (self._writes, self._loads, self._lists) if isinstance(each, Lane)
-        ]
-        if lanes:
-            lanes[0].check_loop()
-            self._closing = lanes
+        if not self._connections:  # it is not open, or another process's
+            return
+        if isinstance(self._writes, Lane):
+            self._writes.check_loop()
+            lanes = (self._writes, self._loads, self._lists)
+            self._lanes = [lane for lane in lanes if isinstance(lane, Lane)]
             self._writes = self._loads = self._lists = _NOT_OPEN
             self.versions = None
-            for lane in lanes:
+            for lane in self._lanes:
                 lane.hurry(CLOSE_PATIENCE)
-            resting = [asyncio.ensure_future(lane.rest()) for lane in lanes]
-            _, pending = await asyncio.wait(resting, timeout=CLOSE_LIMIT)
-            for each in pending:
-                each.cancel()
-            if pending:
-                logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
-                self._forsake()
-                return
-            for connection in self._connections[1:]:
-                await connection.close()
-            # If somebody keeps the lock, this is not the last connection, and closing is safe.
-            with suppress(SessionStoreError):
-                await lanes[0].submit(Chore(_take_leave))
-            self._closing = []
-        if self._connections:  # else it is not open, or another process's
-            await self._let_go()
+        if self._closing is None or self._closing.done():
+            closing = _close(self._lanes, self._connections, self._sidecar)
+            self._closing = asyncio.ensure_future(closing)
+        await asyncio.wait({self._closing}, timeout=CLOSE_LIMIT)
+        if self._closing.done():
+            await self._closing
+        else:
+            logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
+            for lane in self._lanes:
+                lane.abandon()
+        self._forsake()
 
     async def create(self, record: Record) -> None:
         """Add a session."""
@@ -194,11 +192,11 @@ class SQLiteStore:
         brought back to the clock once it has been seen ahead for a whole timeout of uptime, so that
         a clock that was wrong for a while has changed nothing.
         """
-        data_version = await self._writes.submit(Chore(_tidy))
+        data_version = await self._writes.submit(Run(_tidy))
         if data_version != self._data_version:
             self._data_version = data_version
             self._listener.forget()
-        if not await self._lists.submit(Read(reader.is_ahead, (moment,))):
+        if not await self._lists.submit(Run(reader.is_ahead, (moment,))):
             self._ahead_since = None
         elif self._ahead_since is None:
             self._ahead_since = self._uptime()
@@ -241,20 +239,14 @@ class SQLiteStore:
 
     async def count(self, moment: Moment) -> Counts:
         """Count the sessions."""
-        return await self._lists.submit(Read(reader.count, (moment,)))
+        return await self._lists.submit(Run(reader.count, (moment,)))
 
     async def _select(self, query: str, parameters: dict[str, Any]) -> list[Record]:
-        return await self._lists.submit(Read(reader.select, (query, parameters)))
+        return await self._lists.submit(Run(reader.select, (query, parameters)))
 
     async def _connect(self, path: str, now: int) -> None:
         self._loop = asyncio.get_running_loop()
         in_memory = path == MEMORY
-        if has_wal_reset_bug(sqlite3.sqlite_version_info):
-            logger.info(
-                "SQLite %s has the WAL-reset bug; the lock file beside the database keeps clear of"
-                " it",
-                sqlite3.sqlite_version,
-            )
         writing = await self._add(Connection(partial(connect_writer, path, self._create)))
         # Before the lock file is made: a file that is refused gets nothing beside it.
         await self._until_free(partial(writing.run, partial(schema.check, create=self._create)))
@@ -269,10 +261,11 @@ class SQLiteStore:
             guard,
             busy_timeout=self._busy_timeout,
             on_commit=self._listener.on_commit,
+            holds_back=not in_memory,  # where the thread is not the other lanes', too
         )
         if self._is_given_up:
             self._writes.hurry(0)
-        self._data_version = await self._writes.submit(Chore(_prepare, (path, now)))
+        self._data_version = await self._writes.submit(Run(_prepare, (path, now)))
         self.versions = self._sidecar.versions
         loading = listing = writing
         if not in_memory:
@@ -311,22 +304,13 @@ class SQLiteStore:
             except StoreBusyError:
                 if self._is_given_up or time.monotonic() >= deadline:
                     raise
-
-    async def _let_go(self) -> None:
-        """Close what is open, whatever it is. If cancelled, the next call goes on."""
-        self._writes = self._loads = self._lists = _NOT_OPEN
-        self._closing = []
-        for connection in reversed([*self._connections]):
-            await connection.close()
-        if self._sidecar is not None:
-            self._sidecar.close()
-        self._forsake()
+                await asyncio.sleep(OPENING_PAUSE)
 
     def _forsake(self) -> None:
-        self._connections, self._closing = [], []
-        self.versions = None
+        self._connections, self._lanes = [], []
         self._writes = self._loads = self._lists = _NOT_OPEN
-        self._sidecar = None
+        self.versions = None
+        self._sidecar = self._closing = None
         _open_stores.discard(self)
 
     def _inherit(self) -> None:
@@ -347,6 +331,22 @@ class SQLiteStore:
         if self._path != MEMORY:
             _inherited_paths.add(self._path)
         self._listener.forget()
+
+
+async def _close(lanes: list[Lane], connections: list[Connection], sidecar: Sidecar | None) -> None:
+    """Do what was accepted, and let go of the file. If cancelled, the next call goes on."""
+    for lane in lanes:
+        await lane.rest()
+    while connections:
+        if len(connections) == 1 and lanes:
+            # If somebody keeps the lock, this is not the last connection, and closing is safe.
+            with suppress(SessionStoreError):
+                await lanes[0].submit(Run(_take_leave))
+            lanes.clear()
+        await connections[-1].close()
+        connections.pop()
+    if sidecar is not None:
+        sidecar.close()
 
 
 def _prepare(connection: sqlite3.Connection, path: str, now: int) -> int:
@@ -388,13 +388,10 @@ def _empty_log(connection: sqlite3.Connection) -> None:
     At once or not at all: there is no waiting for readers with the lock held. Nor is an error
     raised: what was committed is safe, and the next sweep tries again.
     """
-    connection.execute(queries.SET_BUSY_TIMEOUT_NONE)
     try:
         fetch_all(connection, queries.CHECKPOINT_TRUNCATE)
     except sqlite3.Error:
         logger.exception("the write-ahead log could not be emptied; the next sweep tries again")
-    finally:
-        connection.execute(queries.SET_BUSY_TIMEOUT)
 
 
 _open_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()

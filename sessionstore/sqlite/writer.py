@@ -4,8 +4,8 @@
 A batch takes the lock, begins, does all creates in one statement and all touches in another, then
 the other operations in their order, marks the versions, commits, and lets go of the lock. If an
 operation fails by its own fault, the batch is rolled back and each operation is tried by itself, so
-that only its own caller hears of it. What concerns all (a full disk, say) is not tried again.
-All of it runs on the connection's thread.
+that only its own caller hears of it. What concerns all (a full disk, say) is not tried again. What
+must be done outside of a transaction (Run) comes last. All of it runs on the connection's thread.
 """
 
 import logging
@@ -19,7 +19,7 @@ from ..expiry import Expiry
 from ..session import Record
 from . import queries
 from .connection import is_of_the_store, unless_busy
-from .lane import Call, Done, Operation, Wait, failed
+from .lane import Call, Done, Lane, Operation, Run, failed
 from .operations import Activity, Changes, create_all, touch_all
 from .sidecar import Sidecar, identity_at
 
@@ -53,17 +53,6 @@ class Write(Operation[Result]):
     durable: bool = True  # whether it must survive a power cut, and not only a crash
 
 
-@dataclass(slots=True)
-class Chore(Operation[Result]):
-    """Asks for what a function does under the lock, but outside of a transaction and alone.
-
-    It is run again if another program's lock was in the way.
-    """
-
-    run: Callable[..., Result]  # of the connection and the arguments
-    arguments: tuple[Any, ...] = ()
-
-
 class Writer:
     """What writes to one file: a connection, with the lock and the versions."""
 
@@ -85,11 +74,11 @@ class Writer:
         self._on_move = on_move
         self._synchronous = ""  # the statement that was run last
 
-    def work(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(self, lane: Lane, calls: Sequence[Call]) -> list[Done]:
         """Do what the calls of a batch ask for, and return what became of them."""
         done: list[Done] = []
         try:
-            calls = wait(calls, self._sidecar.try_lock)
+            calls = lane.wait(calls, self._sidecar.try_lock)
             if self._sidecar.has_moved:
                 self._sidecar.has_moved = False
                 self._on_move()
@@ -99,11 +88,12 @@ class Writer:
             self._sidecar.unlock()
             return [failed(calls, error)]
         try:
-            chores = [call for call in calls if isinstance(call.operation, Chore)]
-            writes = [call for call in calls if not isinstance(call.operation, Chore)]
+            writes = [call for call in calls if not isinstance(call.operation, Run)]
             if writes:
-                self._write(wait, writes, done)
-            done += [self._run(wait, call) for call in chores]
+                self._write(lane, writes, done)
+            lane.hand_over()
+            runs = [call for call in calls if isinstance(call.operation, Run)]
+            done += [lane.run(self._connection, call) for call in runs]
         finally:
             self._sidecar.unlock()
         return done
@@ -112,10 +102,11 @@ class Writer:
         if self._path is not None and identity_at(self._path) != self._identity:
             raise StorageError("the database was moved, deleted or replaced; open it again")
 
-    def _write(self, wait: Wait, calls: Sequence[Call], done: list[Done]) -> None:
+    def _write(self, lane: Lane, calls: Sequence[Call], done: list[Done]) -> None:
         """Commit all of the calls in one transaction, or if one of them fails, each by itself."""
         try:
-            calls = self._begin(wait, calls)
+            calls = self._begin(lane, calls)
+            lane.hand_over()
             if calls:
                 done.append(self._commit(calls))
             else:
@@ -124,18 +115,18 @@ class Writer:
             self._roll_back()
             if len(calls) > 1 and not is_of_the_store(error):
                 for call in calls:
-                    self._write(wait, [call], done)
+                    self._write(lane, [call], done)
             else:
                 done.append(failed(calls, error))
 
-    def _begin(self, wait: Wait, calls: Sequence[Call]) -> Sequence[Call]:
+    def _begin(self, lane: Lane, calls: Sequence[Call]) -> Sequence[Call]:
         durable = any(call.operation.durable for call in calls)
         wanted = queries.SET_SYNCHRONOUS_FULL if durable else queries.SET_SYNCHRONOUS_NORMAL
         if wanted != self._synchronous:
             self._synchronous = ""
             self._connection.execute(wanted)
             self._synchronous = wanted
-        return wait(calls, unless_busy(lambda: self._connection.execute(queries.BEGIN_WRITE)))
+        return lane.wait(calls, unless_busy(lambda: self._connection.execute(queries.BEGIN_WRITE)))
 
     def _commit(self, calls: Sequence[Call]) -> Done:
         changes = Changes()
@@ -157,19 +148,6 @@ class Writer:
                 self._connection.execute(queries.ROLLBACK)
             except sqlite3.Error:  # the next BEGIN will fail, and tell its callers
                 logger.exception("a transaction could not be rolled back")
-
-    def _run(self, wait: Wait, call: Call) -> Done:
-        """Run a chore, again while another program's lock is in the way."""
-        results: list[object] = []
-
-        def run() -> None:
-            results.append(call.operation.run(self._connection, *call.operation.arguments))
-
-        try:
-            waiting = wait([call], unless_busy(run))
-        except Exception as error:
-            return failed([call], error)
-        return Done([(each, results[0]) for each in waiting])
 
 
 def _apply(

@@ -219,7 +219,7 @@ def _status(record: Record, moment: Moment) -> str:
 
 def _touched(record: Record, touch: Touch) -> Record:
     return record._replace(
-        last_activity=max(record.last_activity, touch.moment),
+        last_activity=max(record.last_activity, touch.at),
         interaction_count=record.interaction_count + touch.times,
     )
 

@@ -153,7 +153,7 @@ def seen(record: Record | None) -> dict[str, Any]:
 def touched(record: Record, touch: Touch) -> Record:
     """Return a record as a touch leaves it."""
     return record._replace(
-        last_activity=max(record.last_activity, touch.moment),
+        last_activity=max(record.last_activity, touch.at),
         interaction_count=record.interaction_count + touch.times,
     )
 

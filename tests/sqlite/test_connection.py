@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sessionstore import SessionManager, SessionStoreError, StorageError, StoreBusyError
-from sessionstore.sqlite.connection import has_wal_reset_bug, ours, translate
+from sessionstore import SessionStoreError, StorageError, StoreBusyError
+from sessionstore.sqlite.connection import ours, translate
 
 from ..conftest import FakeClock
 from .tools import connect, quiet, run_sql
@@ -62,50 +62,6 @@ def test_an_error_that_quotes_what_it_has_read_is_not_chained() -> None:
 def test_an_error_that_is_none_of_sqlites_stays_what_it_is(error: BaseException) -> None:
     """A fault of our own is not taken for one of the disk."""
     assert ours(error) is error
-
-
-@pytest.mark.parametrize(
-    "version, has_bug",
-    [
-        ((3, 7, 0), True),
-        ((3, 40, 1), True),
-        ((3, 44, 5), True),
-        ((3, 44, 6), False),
-        ((3, 44, 7), False),
-        ((3, 45, 0), True),
-        ((3, 50, 6), True),
-        ((3, 50, 7), False),
-        ((3, 51, 0), True),
-        ((3, 51, 2), True),
-        ((3, 51, 3), False),
-        ((3, 52, 0), False),
-        ((4, 0, 0), False),
-    ],
-)
-def test_versions_with_the_wal_reset_bug_are_known(
-    version: tuple[int, int, int], has_bug: bool
-) -> None:
-    """Those before 3.51.3, but for the two branches to which it was brought back."""
-    assert has_wal_reset_bug(version) is has_bug
-
-
-@pytest.mark.parametrize("version, lines", [((3, 45, 0), 1), ((3, 51, 3), 0)])
-async def test_the_bug_is_mentioned_once(
-    database: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    version: tuple[int, int, int],
-    lines: int,
-) -> None:
-    """At open, at info level, with the version; a library without it is no news."""
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
-    async with SessionManager(database, sweep_interval=0.01) as sessions:
-        await sessions.create_session("lina")
-        await sessions.cleanup_inactive_sessions()
-    found = [record for record in caplog.records if "WAL-reset" in record.getMessage()]
-    assert [record.levelno for record in found] == [logging.INFO] * lines
-    assert all(sqlite3.sqlite_version in record.getMessage() for record in found)
 
 
 async def test_an_sqlite_that_is_too_old_is_refused(

@@ -17,13 +17,13 @@ from sessionstore import StorageError, StoreBusyError, StoreClosedError
 from sessionstore.sqlite.lane import (
     BATCH_BYTES,
     BATCH_LIMIT,
+    BATCH_WHOLE,
     Call,
     ClosedLane,
     Done,
     Guard,
     Lane,
     Operation,
-    Wait,
 )
 from sessionstore.store import Commit
 
@@ -103,7 +103,7 @@ class Doubler:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def __call__(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def __call__(self, lane: Lane, calls: Sequence[Call]) -> list[Done]:
         """Answer with the doubles, and with an error for what is negative."""
         self.batches.append([call.operation.value for call in calls])
         outcomes = [(call, double(call.operation.value)) for call in calls]
@@ -135,10 +135,10 @@ async def test_what_gathers_while_a_batch_is_at_work_is_the_next_batch(thread: H
     double_all = Doubler()
     later: list[asyncio.Future[Any]] = []
 
-    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(_: Lane, calls: Sequence[Call]) -> list[Done]:
         if not later:
             later.extend(lane.submit(Number(number)) for number in (3, 4))
-        return double_all(wait, calls)
+        return double_all(lane, calls)
 
     lane = make(thread, work)
     first = [lane.submit(Number(number)) for number in (1, 2)]
@@ -166,10 +166,93 @@ async def test_a_batch_has_a_limit_of_calls(thread: HandDriven) -> None:
     """What is beyond it is the next batch, in order."""
     work = Doubler()
     lane = make(thread, work)
-    futures = [lane.submit(Number(number)) for number in range(2 * BATCH_LIMIT + 1)]
+    futures = [lane.submit(Number(number)) for number in range(3 * BATCH_LIMIT)]
     await thread.work_off()
-    assert [len(batch) for batch in work.batches] == [BATCH_LIMIT, BATCH_LIMIT, 1]
-    assert await hear(*futures) == [2 * number for number in range(2 * BATCH_LIMIT + 1)]
+    sizes = [len(batch) for batch in work.batches]
+    assert sizes[:3] == [BATCH_LIMIT, BATCH_LIMIT, BATCH_LIMIT // 2]
+    assert await hear(*futures) == [2 * number for number in range(3 * BATCH_LIMIT)]
+
+
+async def test_of_many_calls_half_are_taken(thread: HandDriven) -> None:
+    """So that the callers of one half are served while the other half is at work."""
+    work = Doubler()
+    lane = make(thread, work)
+    futures = [lane.submit(Number(number)) for number in range(4 * BATCH_WHOLE)]
+    await thread.work()
+    served = await hear(*futures[: 2 * BATCH_WHOLE])
+    assert not any(future.done() for future in futures[2 * BATCH_WHOLE :])
+    await thread.work_off()
+    assert [len(batch) for batch in work.batches] == [2 * BATCH_WHOLE, BATCH_WHOLE, BATCH_WHOLE]
+    assert [*served, *await hear(*futures[len(served) :])] == [
+        2 * number for number in range(4 * BATCH_WHOLE)
+    ]
+
+
+async def test_a_lane_that_holds_back_serves_callers_once_the_next_batch_has_begun(
+    thread: HandDriven,
+) -> None:
+    """Not before, but also if that batch fails, and at once if nothing else has gathered."""
+    begins: list[str] = []
+
+    def work(lane: Lane, calls: Sequence[Call]) -> list[Done]:
+        (call,) = calls
+        begins.append(f"{call.operation.value}, served {served()}")
+        if call.operation.value == 1:
+            lane.hand_over()
+        if call.operation.value == 2:
+            raise OSError(5, "broken")
+        return [Done([(call, 0)])]
+
+    def served() -> int:
+        return sum(future.done() for future in futures)
+
+    lane = make(thread, work, batch_limit=1, holds_back=True)
+    futures = [lane.submit(Number(number)) for number in range(4)]
+    await thread.work()
+    assert served() == 0
+    await thread.work()
+    assert served() == 1
+    await thread.work()
+    assert served() == 2
+    await thread.work()
+    assert served() == 4
+    assert begins == ["0, served 0", "1, served 0", "2, served 1", "3, served 2"]
+    assert [type(result) for result in await hear(*futures)] == [int, int, StorageError, int]
+    assert lane.is_resting
+
+
+async def test_a_lane_that_holds_back_does_not_while_it_waits_for_a_lock(
+    real_thread: Working,
+) -> None:
+    """What was committed is told, however long another process keeps the next batch waiting."""
+    may_lock = threading.Event()
+
+    def work(lane: Lane, calls: Sequence[Call]) -> list[Done]:
+        (call,) = calls
+        if call.operation.value == 1:
+            calls = lane.wait(calls, may_lock.is_set)
+        return [Done([(call, 0) for call in calls])]
+
+    lane = make(real_thread, work, batch_limit=1, holds_back=True)
+    first, second = lane.submit(Number(0)), lane.submit(Number(1))
+    assert await hear(first) == [0]
+    assert not second.done()
+    may_lock.set()
+    assert await hear(second) == [0]
+
+
+async def test_all_who_wait_hear_if_the_lane_is_abandoned(thread: HandDriven) -> None:
+    """Whether they have gathered, are at work, or are done and held back."""
+
+    def work(lane: Lane, calls: Sequence[Call]) -> list[Done]:
+        if calls[0].operation.value == 1:
+            lane.abandon()  # as close() does it, from the event loop, meanwhile
+        return [Done([(call, 0) for call in calls])]
+
+    lane = make(thread, work, batch_limit=1, holds_back=True)
+    futures = [lane.submit(Number(number)) for number in range(3)]
+    await thread.work_off()
+    assert [type(result) for result in await hear(*futures)] == [StorageError] * 3
 
 
 async def test_a_batch_has_a_limit_of_bytes(thread: HandDriven) -> None:
@@ -229,7 +312,7 @@ async def test_nobody_can_cancel_the_batches(real_thread: Working) -> None:
 async def test_rest_waits_for_all_that_was_accepted(real_thread: Working) -> None:
     """Also for what was accepted while it waited."""
 
-    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(_: Lane, calls: Sequence[Call]) -> list[Done]:
         time.sleep(0.002)
         return [Done([(call, 2 * call.operation.value) for call in calls])]
 
@@ -274,10 +357,10 @@ async def test_an_error_of_the_whole_batch_reaches_all_its_callers(
     errors = [error]
     work = Doubler()
 
-    def fail_once(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def fail_once(_: Lane, calls: Sequence[Call]) -> list[Done]:
         if errors:
             raise errors.pop()
-        return work(wait, calls)
+        return work(lane, calls)
 
     lane = make(thread, fail_once)
     futures = [lane.submit(Number(number)) for number in (1, 2)]
@@ -295,7 +378,7 @@ async def test_whatever_a_call_raises_the_others_are_served(
 ) -> None:
     """Even an exception that no future can hold leaves nobody waiting."""
 
-    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(_: Lane, calls: Sequence[Call]) -> list[Done]:
         return [Done([(call, error if call.operation.value == 2 else 1) for call in calls])]
 
     lane = make(thread, work)
@@ -327,7 +410,7 @@ async def test_callers_go_on_if_what_hears_of_commits_raises(
         told.append(commit)
         raise RuntimeError
 
-    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(_: Lane, calls: Sequence[Call]) -> list[Done]:
         return [Done([(call, 2 * call.operation.value)], COMMIT) for call in calls]
 
     lane = make(thread, work, on_commit=hear_and_raise)
@@ -342,7 +425,7 @@ async def test_commits_are_told_before_their_callers_go_on(thread: HandDriven) -
     """In their order, and also if all callers were cancelled meanwhile."""
     seen: list[str] = []
 
-    def work(wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def work(_: Lane, calls: Sequence[Call]) -> list[Done]:
         futures[1].cancel()
         return [Done([(call, 0)], COMMIT._replace(version=call.operation.value)) for call in calls]
 
@@ -370,9 +453,9 @@ class Locked:
         self.is_free = False
         self.served: list[int] = []
 
-    def __call__(self, wait: Wait, calls: Sequence[Call]) -> list[Done]:
+    def __call__(self, lane: Lane, calls: Sequence[Call]) -> list[Done]:
         """Wait for the lock, and serve the calls that still want it."""
-        waiting = wait(calls, lambda: self.is_free)
+        waiting = lane.wait(calls, lambda: self.is_free)
         self.served += [call.operation.value for call in waiting]
         return [Done([(call, 2 * call.operation.value) for call in waiting])]
 
@@ -485,7 +568,7 @@ def test_a_thread_outlives_its_event_loop(thread: HandDriven) -> None:
     asyncio.run(submit())
     while thread.queued:
         thread.queued.popleft()()
-    assert len(work.batches) == 1
+    assert sum(map(len, work.batches)) == 2 * BATCH_LIMIT
 
 
 async def test_a_disowned_lane_serves_nobody(thread: HandDriven) -> None:

@@ -51,7 +51,8 @@ EXPECTED: dict[str, set[str]] = {
     "UPDATE_SESSIONS_AHEAD": {BY_ID, AHEAD},
     "DELETE_SESSION": {BY_ID},
     "DELETE_SESSIONS_ENDED_BEFORE": {BY_ID, "idx_sessions_ended_at (ended_at<?)"},
-    "SELECT_SESSIONS_BY_IDS": {BY_ID},
+    "SELECT_SESSION": {BY_ID},
+    "SELECT_SMALL_SESSIONS": {BY_ID},
     "SELECT_SESSIONS_ACTIVE": {BY_STARTING},
     "SELECT_SESSIONS_ACTIVE_BY_CHILD": {
         "idx_sessions_child_id (child_id=? AND status=? AND (started_at,id)>(?,?))"

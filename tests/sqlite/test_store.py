@@ -2,21 +2,28 @@
 """What the engine's verbs promise beyond the contract of all engines."""
 
 import asyncio
+import json
 import os
 import sqlite3
+import threading
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 
-from sessionstore import StoreBusyError
+from sessionstore import StorageError, StoreBusyError, StoreClosedError
 from sessionstore.expiry import Expiry
+from sessionstore.session import Record
 from sessionstore.sqlite import SQLiteStore
+from sessionstore.sqlite import store as store_module
+from sessionstore.sqlite.operations import JSON_LIMIT
 
 from ..conftest import FakeClock
 from .tools import (
     EXPIRY,
     NOON,
     SECOND,
+    Heard,
     Held,
     connect,
     moment,
@@ -176,6 +183,40 @@ async def test_misses_of_a_moment_are_loaded_together(database: Path) -> None:
         assert found == [records.get(id_) for id_ in ids]
 
 
+@pytest.mark.parametrize("odd", ["x'ff'", "cast(x'ff7b7d' AS TEXT)", "1e999", "9007199254740993"])
+async def test_what_is_loaded_together_is_what_is_loaded_alone(database: Path, odd: str) -> None:
+    """Small sessions and large ones, whatever they hold, beside one that is odd or damaged."""
+    texts = [
+        "",
+        "\u20ac\U0001f40b",
+        '"\\/\b\n\x01\x7f\u2028',
+        "x" * JSON_LIMIT,
+        "\u20ac" * JSON_LIMIT,
+    ]
+    async with opened(database) as (store, _):
+        records = [new_record(data=json.dumps({"t": text})) for text in texts]
+        records += [new_record(data=json.dumps({"t": text}, ensure_ascii=False)) for text in texts]
+        records += [new_record(id=text, child_id=text) for text in ('"', "\\", "\u20ac'", "\x7f")]
+        damaged = new_record()
+        await asyncio.gather(*map(store.create, [*records, damaged]))
+        with connect(database) as connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON")
+            connection.execute(f"UPDATE sessions SET metadata = {odd} WHERE id = ?", [damaged.id])
+        everything = [*records, damaged]
+        alone = [await attempt(store.load(each.id)) for each in everything]
+        together = await asyncio.gather(*(attempt(store.load(each.id)) for each in everything))
+        assert alone[:-1] == records
+        assert [str(each) for each in together] == [str(each) for each in alone]
+
+
+async def attempt(loading: Awaitable[Record | None]) -> Record | None | StorageError:
+    """Return what is loaded, or the error that is raised for it."""
+    try:
+        return await loading
+    except StorageError as error:
+        return error
+
+
 async def test_a_load_is_at_least_as_new_as_its_call(database: Path) -> None:
     """Whatever another store has committed before it is called is in it."""
     async with opened(database) as (store, _), opened(database) as (other, _):
@@ -199,6 +240,37 @@ async def test_a_store_may_be_opened_again(database: Path) -> None:
             await sessions.create_session("lina")
     async with quiet(store) as sessions:
         assert (await sessions.get_session_stats())["total_sessions"] == 2
+
+
+async def test_close_gives_up_on_a_disk_that_hangs(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who wait hear that it is unknown what was written; the file can be opened again."""
+    monkeypatch.setattr(store_module, "CLOSE_LIMIT", 0.3)
+    store, held = SQLiteStore(database), Held()
+    await store.open(Heard(), NOON)
+    record = new_record()
+    await store.create(record)
+    at_work = asyncio.ensure_future(store.edit(record.id, moment(), held))
+    await held.has_begun()
+    gathered = asyncio.ensure_future(store.create(new_record()))
+    threads = threading.active_count()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await store.close()
+        for call in (at_work, gathered):
+            with pytest.raises(StorageError, match="unknown"):
+                await call
+    with pytest.raises(StoreClosedError):
+        await store.load(record.id)
+    held.may_go_on.set()
+    async with opened(database) as (again, _):
+        assert await again.load(record.id) is not None
+    for _ in range(500):  # the connections close once the disk answers
+        if threading.active_count() == threads - 3:
+            break
+        await asyncio.sleep(0.01)
+    assert threading.active_count() == threads - 3
 
 
 async def test_a_sweep_takes_what_was_erased_out_of_file_and_log(

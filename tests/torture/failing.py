@@ -25,7 +25,7 @@ from typing import Any, Self, TypeGuard
 
 from sessionstore import Session, SessionManager, StorageError
 from sessionstore.sqlite import operations, queries, store, writer
-from sessionstore.sqlite.lane import Call, Done, Wait
+from sessionstore.sqlite.lane import Call, Done, Lane
 from sessionstore.store import Swept
 
 from ..conftest import FakeClock
@@ -340,9 +340,9 @@ def lie() -> None:
     write = writer.Writer._write
 
     def write_and_lie(
-        self: writer.Writer, wait: Wait, calls: Sequence[Call], done: list[Done]
+        self: writer.Writer, lane: Lane, calls: Sequence[Call], done: list[Done]
     ) -> None:
-        write(self, wait, calls, done)
+        write(self, lane, calls, done)
         for number, (outcomes, commit) in enumerate(done):
             lies = [(call, _lie_of(call, result)) for call, result in outcomes]
             done[number] = Done(lies, commit)

@@ -30,7 +30,7 @@ from sessionstore import SessionManager, SessionStoreError, StoreClosedError
 from sessionstore.expiry import Expiry, Moment
 from sessionstore.sqlite import SQLiteStore, operations, queries, schema, store, writer
 from sessionstore.sqlite.lane import Call as LaneCall
-from sessionstore.sqlite.lane import Done, Wait
+from sessionstore.sqlite.lane import Done, Lane
 from sessionstore.sqlite.operations import Changes
 from sessionstore.sweeper import CHUNK
 
@@ -219,11 +219,11 @@ def commit_late() -> None:
     begin = writer.Writer._begin
 
     def commit_and_begin(
-        self: writer.Writer, wait: Wait, calls: Sequence[LaneCall]
+        self: writer.Writer, lane: Lane, calls: Sequence[LaneCall]
     ) -> Sequence[LaneCall]:
         if self._connection.in_transaction:
             self._connection.execute(queries.COMMIT)
-        return begin(self, wait, calls)
+        return begin(self, lane, calls)
 
     def acknowledge(self: writer.Writer, calls: Sequence[LaneCall]) -> Done:
         return Done(writer._apply(self._connection, calls, Changes()))

@@ -109,7 +109,7 @@ class Telling:
         for id_, touch in commit.touched.items():
             before = records[id_]
             records[id_] = before._replace(
-                last_activity=max(before.last_activity, touch.moment),
+                last_activity=max(before.last_activity, touch.at),
                 interaction_count=before.interaction_count + touch.times,
             )
         records.update((record.id, record) for record in commit.written)
