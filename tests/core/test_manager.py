@@ -61,7 +61,8 @@ async def test_a_uuid_is_taken_wherever_an_id_is(sessions: SessionManager) -> No
     session = await sessions.get_session(given)
     assert session is not None
     assert (session.id, session.child_id, session.data) == (str(id_), str(child), {"a": 1})
-    assert (await sessions.get_session_stats())["cache_hits"] == 1
+    stats = await sessions.get_session_stats()
+    assert stats["cache_hits"] == min(1, stats["memory_cache_size"])
     found = await sessions.get_sessions_for_child(child)  # type: ignore[arg-type]
     assert {session.id for session in found} == {str(id_), str(other)}
     assert await sessions.end_sessions(child, except_id=given) == 1  # type: ignore[arg-type]

@@ -209,7 +209,7 @@ async def test_what_is_loaded_together_is_what_is_loaded_alone(database: Path, o
         assert [str(each) for each in together] == [str(each) for each in alone]
 
 
-async def attempt(loading: Awaitable[Record | None]) -> Record | None | StorageError:
+async def attempt(loading: Awaitable[Record | None]) -> Record | StorageError | None:
     """Return what is loaded, or the error that is raised for it."""
     try:
         return await loading
