@@ -41,7 +41,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """Return the columns of a record's row, by name. An end_reason is in the metadata already."""
+    """Return the columns of a record's row, by name."""
     return {
         "id": record.id,
         "child_id": record.child_id,
@@ -50,7 +50,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "ended_at": None if record.ended_at is None else to_text(record.ended_at),
         "last_activity": to_text(record.last_activity),
         "data": record.data,
-        "metadata": record.metadata,
+        "metadata": _with_end_reason(record),
         "interaction_count": record.interaction_count,
     }
 
@@ -61,3 +61,10 @@ def _end_reason(metadata: str) -> str | None:
     except (AttributeError, ValueError, RecursionError):
         return None
     return reason if isinstance(reason, str) else None
+
+
+def _with_end_reason(record: Record) -> str:
+    if record.end_reason is None:
+        return record.metadata
+    metadata = {**json.loads(record.metadata), "end_reason": record.end_reason}
+    return json.dumps(metadata, ensure_ascii=False)
