@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Self
 
 from ..bench import OURS, Bench, Run
@@ -58,25 +58,24 @@ class Burden:
     def __init__(self, seconds: float) -> None:
         """Find out how many steps of work take so long when nothing else runs."""
         self._steps = 1_000
-        while (taken := min(_time_burn(self._steps) for _ in range(5))) < seconds / 4:
+        while (taken := median(_time_burn(self._steps) for _ in range(25))) < seconds / 4:
             self._steps *= 2
         self._steps = int(self._steps * seconds / taken)
-        self._is_on = False
+        self._next: asyncio.Handle | None = None
         self._slices = 0
 
     def __enter__(self) -> Self:
-        self._is_on = True
-        asyncio.get_running_loop().call_soon(self._turn)
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_on = False
+        if self._next is not None:
+            self._next.cancel()
 
     def _turn(self) -> None:
-        if self._is_on:
-            _burn(self._steps)
-            self._slices += 1
-            asyncio.get_running_loop().call_soon(self._turn)
+        _burn(self._steps)
+        self._slices += 1
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
 
     async def count(self, window: float) -> float:
         """Return how many slices a second were done in the window that begins now."""

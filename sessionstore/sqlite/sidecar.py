@@ -63,11 +63,15 @@ Identity = tuple[int, int]  # what tells a file from one that takes its place: d
 
 def identity_at(path: str) -> Identity | None:
     """Return the identity of the file at the path, or None if there is none."""
+    return _identity_and_size(path)[0]
+
+
+def _identity_and_size(file: str | int) -> tuple[Identity | None, int]:
     try:
-        status = os.stat(path)
+        status = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_dev, status.st_ino
+        return None, 0
+    return (status.st_dev, status.st_ino), status.st_size
 
 
 class Sidecar:
@@ -81,7 +85,8 @@ class Sidecar:
         self._database = database
         self._path = f"{database}-lock"
         self._descriptor = -1
-        self._identity: Identity | None = None
+        self._opened: Identity | None = None  # the file of the descriptor
+        self._mapped: Identity | None = None
         self._words = memoryview(bytearray(_SIZE)).cast("Q")
         self._revision = 0
         self._marked: dict[str, int] = {}  # the slots, by session
@@ -97,23 +102,23 @@ class Sidecar:
         while True:
             if self._descriptor < 0:
                 self._descriptor = self._open(self._database)
+                self._opened, _ = _identity_and_size(self._descriptor)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            status = os.fstat(self._descriptor)
-            identity = status.st_dev, status.st_ino
-            if identity == identity_at(self._path):
+            identity, size = _identity_and_size(self._path)
+            if identity == self._opened:
                 break
             self.close()  # it was deleted or replaced: the one at the path is the lock
-        if identity != self._identity or status.st_size < _SIZE or not self._words:
+        if identity != self._mapped or size < _SIZE or not self._words:
             try:
-                self._map(status.st_size)
+                self._map(size)
             except BaseException:
                 self.close()
                 raise
-            self.has_moved |= self._identity is not None
-            self._identity = identity
+            self.has_moved |= self._mapped is not None
+            self._mapped = identity
         return True
 
     def unlock(self) -> None:
@@ -126,7 +131,7 @@ class Sidecar:
         slots = {id_: crc32(id_.encode()) % SLOTS for id_ in session_ids}
         before = {id_: self._words[slot] for id_, slot in slots.items()}
         revision = max(self._words[_REVISION], self._revision) + 1
-        if self._identity is not None:
+        if self._mapped is not None:
             # By a system call before any store into the mapping: on a file system that is frozen
             # it waits without the GIL, where a store would stop the whole process.
             os.pwrite(self._descriptor, revision.to_bytes(8, sys.byteorder), 8 * _REVISION)
