@@ -199,17 +199,24 @@ class Lane:
         """Have no call wait for a lock longer than for so many seconds from now."""
         self._give_up_at = time.monotonic() + seconds
 
-    def wait(self, calls: Sequence[Call], attempt: Callable[[], bool]) -> Sequence[Call]:
+    def wait(
+        self, calls: Sequence[Call], attempt: Callable[[], bool], *, gathers: bool = False
+    ) -> Sequence[Call]:
         """Try until the attempt succeeds, and return the calls that still want it. For the thread.
 
         A call whose deadline is over fails with StoreBusyError, even if it has only gathered, and
-        the others wait on. If none is left, the attempt may have succeeded or not.
+        the others wait on. If none is left, the attempt may have succeeded or not. A batch that
+        gathers takes along what has come while it had to wait: where many processes write, the
+        batches are larger.
         """
         begun = time.monotonic()
         try:
             while True:
                 is_done = attempt()
                 calls = [call for call in calls if not call.future.done()]
+                if is_done and calls and gathers and self.is_waiting:
+                    calls += self._take(self._batch_limit - len(calls))
+                    self._taken = calls
                 if is_done or not calls:
                     return calls
                 self.hand_over()
@@ -255,25 +262,26 @@ class Lane:
 
     def _run_batch(self) -> None:
         """Work off what has gathered, on the connection's thread."""
-        self._taken = calls = self._take()
+        self._taken = self._take(max(BATCH_WHOLE, len(self._gathered) // 2))
         try:
-            done = self._work(self, calls) if calls else []
+            done = self._work(self, self._taken) if self._taken else []
         except BaseException as error:
-            done = [failed(calls, error)]
+            done = [failed(self._taken, error)]
         self.hand_over()
         rests = not self._gathered
         if self._holds_back and not rests:
             self._held = done
         else:
             self._post(done, rests)
+        self._taken = ()
         if not rests:
             self._connection.queue(self._run_batch)
         self._guard.note_end()
 
-    def _take(self) -> list[Call]:
+    def _take(self, limit: int) -> list[Call]:
         taken: list[Call] = []
         weight = 0
-        limit = min(self._batch_limit, max(BATCH_WHOLE, len(self._gathered) // 2))
+        limit = min(limit, self._batch_limit)
         while self._gathered and len(taken) < limit and weight < BATCH_BYTES:
             call = self._gathered.popleft()
             if not call.future.done():  # else its caller has gone

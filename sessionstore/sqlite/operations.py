@@ -19,9 +19,9 @@ from .connection import SQLITE_ERRORS, fetch_all, is_of_the_store
 from .rows import from_row, to_row
 from .times import from_text, to_text
 
-# Characters of data and metadata beyond which a row is read and written by itself: JSON of many
-# rows is made and read with the GIL held.
-JSON_LIMIT = 4_096
+# Characters of the data and metadata of all rows that one statement reads or writes as JSON, which
+# is made and read with the GIL held. Larger rows than the share of each go by themselves.
+JSON_LIMIT = 1_048_576
 
 
 class Activity(NamedTuple):
@@ -80,14 +80,17 @@ class Changes:
 
 def create_all(connection: sqlite3.Connection, changes: Changes, records: Sequence[Record]) -> None:
     """Add sessions. An id that is there already is sqlite3.IntegrityError."""
-    small = [record for record in records if len(record.data) + len(record.metadata) <= JSON_LIMIT]
-    if len(small) > 1:
-        rows = json.dumps([[*to_row(record).values()] for record in small])
-        connection.execute(queries.INSERT_SESSIONS, {"rows": rows})
+    limit = JSON_LIMIT // len(records) if len(records) > 1 else -1
+    small: list[Record] = []
     for record in records:
-        if len(small) < 2 or len(record.data) + len(record.metadata) > JSON_LIMIT:
+        if len(record.data) + len(record.metadata) <= limit:
+            small.append(record)
+        else:
             connection.execute(queries.INSERT_SESSION, to_row(record))
         changes.write(record)
+    if small:
+        rows = json.dumps([[*to_row(record).values()] for record in small])
+        connection.execute(queries.INSERT_SESSIONS, {"rows": rows})
 
 
 def touch_all(

@@ -38,7 +38,7 @@ def load(connection: sqlite3.Connection, lane: Lane, calls: Sequence[Call]) -> l
 
     def select() -> None:
         if len(ids) > 1:
-            parameters = {"ids": json.dumps([*ids]), "limit": JSON_LIMIT}
+            parameters = {"ids": json.dumps([*ids]), "limit": JSON_LIMIT // len(ids)}
             ((found,),) = fetch_all(connection, queries.SELECT_SMALL_SESSIONS, parameters)
             rows.update((row[0], row) for row in json.loads(found))
         for id_ in ids - rows.keys():

@@ -35,6 +35,7 @@ from .tools import (
 )
 
 MINUTE = 60 * SECOND
+LARGE = JSON_LIMIT // 10  # characters of a session that is not loaded with ten others
 
 
 def fill(database: Path, count: int) -> None:
@@ -186,13 +187,7 @@ async def test_misses_of_a_moment_are_loaded_together(database: Path) -> None:
 @pytest.mark.parametrize("odd", ["x'ff'", "cast(x'ff7b7d' AS TEXT)", "1e999", "9007199254740993"])
 async def test_what_is_loaded_together_is_what_is_loaded_alone(database: Path, odd: str) -> None:
     """Small sessions and large ones, whatever they hold, beside one that is odd or damaged."""
-    texts = [
-        "",
-        "\u20ac\U0001f40b",
-        '"\\/\b\n\x01\x7f\u2028',
-        "x" * JSON_LIMIT,
-        "\u20ac" * JSON_LIMIT,
-    ]
+    texts = ["", "\u20ac\U0001f40b", '"\\/\b\n\x01\x7f\u2028', "x" * LARGE, "\u20ac" * LARGE]
     async with opened(database) as (store, _):
         records = [new_record(data=json.dumps({"t": text})) for text in texts]
         records += [new_record(data=json.dumps({"t": text}, ensure_ascii=False)) for text in texts]

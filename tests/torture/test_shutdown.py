@@ -409,9 +409,9 @@ def cancel_neighbours(patch: pytest.MonkeyPatch) -> None:
     """Have one caller who gives up take its whole batch along."""
     take = Lane._take
 
-    def take_or_cancel(self: Lane) -> list[LaneCall]:
+    def take_or_cancel(self: Lane, limit: int) -> list[LaneCall]:
         has_quitter = any(call.future.done() for call in self._gathered)
-        batch = take(self)
+        batch = take(self, limit)
         for call in batch if has_quitter else ():
             self._loop.call_soon_threadsafe(call.future.cancel)
         return batch
