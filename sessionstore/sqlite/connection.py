@@ -92,6 +92,9 @@ class Connection:
 
     async def close(self) -> None:
         """Run what was queued, close, and end the thread."""
+        # By itself first: aiosqlite's close(), once cancelled, could not be waited for again.
+        with suppress(ValueError):  # it is closed already
+            await self.run(lambda connection: connection.close())
         await self._aiosqlite.close()
         self._join()
 
@@ -146,34 +149,24 @@ def unless_busy(function: Callable[[], object]) -> Callable[[], bool]:
     return attempt
 
 
-def translate(error: BaseException) -> SessionStoreError:
-    """Return our exception for one of SQLite's or of the system's."""
-    if isinstance(error, OSError):
-        what = f"{error.filename}: " if error.filename else ""
-        return StorageError(f"the folder or disk refused: {what}{error.strerror}")
-    if is_busy(error):
-        return StoreBusyError("another program holds a lock on the database; try again")
-    if _is_undecodable(error):
-        return StorageError(UNREADABLE)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    advice = _ADVICE.get(primary_code(error), "SQLite refused the operation")
-    return StorageError(f"{advice} ({name})")
-
-
-def _is_undecodable(error: BaseException) -> bool:
-    """Return whether what was read is no text in UTF-8: sqlite3's own error, without a code."""
-    is_sqlite3s_own = not hasattr(error, "sqlite_errorcode")
-    return is_sqlite3s_own and isinstance(error, UnicodeDecodeError | sqlite3.OperationalError)
-
-
 def ours(error: BaseException) -> BaseException:
     """Return an error as callers may see it: one of SQLite's or the system's as ours."""
     if not isinstance(error, (*SQLITE_ERRORS, OSError)):
         return error
-    translated = translate(error)
-    if not _is_undecodable(error):  # which quotes what it has read
-        translated.__cause__ = error
-    return translated
+    code = getattr(error, "sqlite_errorname", None)
+    if code is None and isinstance(error, UnicodeDecodeError | sqlite3.OperationalError):
+        return StorageError(UNREADABLE)  # it is no text in UTF-8; the cause would quote it
+    ours: SessionStoreError
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename else ""
+        ours = StorageError(f"the folder or disk refused: {what}{error.strerror}")
+    elif is_busy(error):
+        ours = StoreBusyError("another program holds a lock on the database; try again")
+    else:
+        advice = _ADVICE.get(primary_code(error), "SQLite refused the operation")
+        ours = StorageError(f"{advice} ({code or type(error).__name__})")
+    ours.__cause__ = error
+    return ours
 
 
 # What to do about the errors that concern all that is written: is_of_the_store() goes by these.

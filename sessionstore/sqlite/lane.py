@@ -31,8 +31,8 @@ BATCH_LIMIT = 500  # calls
 BATCH_WHOLE = 50  # calls: of more than so many, half is taken
 BATCH_BYTES = 4_194_304
 
-PAUSE = (0.000_02, 0.000_2)  # seconds between two tries to get a lock, at least and at most
-PAUSE_LATER = (0.002, 0.005)  # once it has been waited for so long:
+PAUSE = (0.000_1, 0.000_5)  # seconds between two tries to get a lock, at least and at most
+PAUSE_LATER = (0.002, 0.005)  # once nobody has written for so long:
 PAUSE_LATER_FROM = 0.2
 
 GUARD_INTERVAL = 0.005  # seconds: CPython's switch interval
@@ -92,6 +92,10 @@ class Guard:
     def add(self, lane: "Lane") -> None:
         """Look after a lane, too."""
         self._lanes.append(lane)
+
+    def forget(self, lane: "Lane") -> None:
+        """Look after a lane no more."""
+        self._lanes.remove(lane)
 
     def watch(self) -> None:
         """Look after the lanes until all of them rest. For the event loop."""
@@ -176,8 +180,9 @@ class Lane:
 
     def abandon(self) -> None:
         """Let all who wait hear that the disk does not answer."""
-        held = [call for done in self._held for call, _ in done.outcomes]
-        for call in (*held, *self._taken, *list(self._gathered)):
+        self._guard.forget(self)
+        at_work = [*self._taken, *list(self._gathered)]
+        for call in (*at_work, *(call for done in self._held for call, _ in done.outcomes)):
             if not call.future.done():
                 call.future.set_exception(
                     StorageError("the disk does not answer; it is unknown what was written")
@@ -200,21 +205,27 @@ class Lane:
         self._give_up_at = time.monotonic() + seconds
 
     def wait(
-        self, calls: Sequence[Call], attempt: Callable[[], bool], *, gathers: bool = False
+        self,
+        calls: Sequence[Call],
+        attempt: Callable[[], bool],
+        progress: Callable[[], int] | None = None,
     ) -> Sequence[Call]:
         """Try until the attempt succeeds, and return the calls that still want it. For the thread.
 
         A call whose deadline is over fails with StoreBusyError, even if it has only gathered, and
-        the others wait on. If none is left, the attempt may have succeeded or not. A batch that
-        gathers takes along what has come while it had to wait: where many processes write, the
-        batches are larger.
+        the others wait on. If none is left, the attempt may have succeeded or not.
+
+        `progress` is for the lock of all processes: a number that changes while others write. Then
+        the lock is tried often, and the batch takes along what came while it had to wait, so that
+        batches are larger where many processes write.
         """
-        begun = time.monotonic()
+        seen_at = time.monotonic()
+        seen = progress() if progress else 0
         try:
             while True:
                 is_done = attempt()
                 calls = [call for call in calls if not call.future.done()]
-                if is_done and calls and gathers and self.is_waiting:
+                if is_done and calls and progress and self.is_waiting:
                     calls += self._take(self._batch_limit - len(calls))
                     self._taken = calls
                 if is_done or not calls:
@@ -231,8 +242,10 @@ class Lane:
                     self._post([Done([(call, _busy()) for call in late])], False)
                 if not calls:
                     return calls
-                is_early = now - begun < PAUSE_LATER_FROM
-                time.sleep(self._random.uniform(*(PAUSE if is_early else PAUSE_LATER)))
+                if progress and progress() != seen:
+                    seen, seen_at = progress(), now
+                is_stuck = now - seen_at > PAUSE_LATER_FROM
+                time.sleep(self._random.uniform(*(PAUSE_LATER if is_stuck else PAUSE)))
         finally:
             self.is_waiting = False
 

@@ -30,39 +30,32 @@ from .times import from_text
 logger = logging.getLogger(__name__)
 
 # Of a table that will never change, whatever becomes of ours.
-_COMMON_COLUMNS = {
-    "id",
-    "child_id",
-    "status",
-    "started_at",
-    "ended_at",
-    "last_activity",
-    "data",
-    "interaction_count",
-}
+_TIMES = {"started_at", "ended_at", "last_activity"}
+_COMMON_COLUMNS = {"id", "child_id", "status", "data", "interaction_count", *_TIMES}
 _METADATA_COLUMNS = ("metadata", "session_metadata")
 
 
 def is_predecessor(columns: list[str]) -> bool:
     """Say whether a table with these columns is one that the predecessor made."""
-    return any(
-        sorted(columns) == sorted(_COMMON_COLUMNS | {metadata}) for metadata in _METADATA_COLUMNS
-    )
+    return any({*columns} == _COMMON_COLUMNS | {metadata} for metadata in _METADATA_COLUMNS)
 
 
 @contextmanager
-def adopting(connection: sqlite3.Connection, path: str, now: int) -> Iterator[None]:
-    """Move the predecessor's rows out of the way of a block that makes the new table, and back.
+def adopting(connection: sqlite3.Connection, now: int) -> Iterator[None]:
+    """Move the predecessor's rows out of the way of a block that makes the new table, and back."""
+    connection.execute(queries.CREATE_PREDECESSOR_ROWS)
+    connection.execute(queries.DROP_SESSIONS)
+    yield
+    _bring_back(connection, now)
+    connection.execute(queries.DROP_PREDECESSOR_ROWS)
 
-    A copy of the file is made first, and taken away again where the adoption fails.
-    """
+
+@contextmanager
+def copied(path: str) -> Iterator[None]:
+    """Make a copy of the file, and take it away again if the block, an adoption, fails."""
     copy = _copy_beside(path)
     try:
-        connection.execute(queries.CREATE_PREDECESSOR_ROWS)
-        connection.execute(queries.DROP_SESSIONS)
         yield
-        _bring_back(connection, now)
-        connection.execute(queries.DROP_PREDECESSOR_ROWS)
     except BaseException:
         Path(copy).unlink(missing_ok=True)
         raise
@@ -90,26 +83,21 @@ def _bring_back(connection: sqlite3.Connection, now: int) -> None:
 
 def _copy_beside(path: str) -> str:
     """Copy the database with SQLite's own backup, and give the copy its name once it is whole."""
-    part = f"{path}.before-sessionstore.part"
+    copy, number = f"{path}.before-sessionstore", 1
+    part = f"{copy}.part"
     Path(part).unlink(missing_ok=True)  # left by an adoption that was cut off
     make_file(part)
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
             source.backup(target)
-        copy = _free_name(f"{path}.before-sessionstore")
+        while os.path.lexists(copy):
+            number += 1
+            copy = f"{path}.before-sessionstore-{number}"
         os.rename(part, copy)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
     return copy
-
-
-def _free_name(name: str) -> str:
-    candidate, number = name, 1
-    while os.path.lexists(candidate):
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
 
 
 def _convert(old: dict[str, Any], number: int, now: int) -> Record:

@@ -39,6 +39,8 @@ SET_TEMP_STORE_MEMORY = "PRAGMA temp_store = MEMORY"  # no temporary file ever h
 SET_QUERY_ONLY = "PRAGMA query_only = ON"
 SET_SYNCHRONOUS_FULL = "PRAGMA synchronous = FULL"
 SET_SYNCHRONOUS_NORMAL = "PRAGMA synchronous = NORMAL"
+SET_BUSY_TIMEOUT = "PRAGMA busy_timeout = 100"  # milliseconds
+SET_BUSY_TIMEOUT_NONE = "PRAGMA busy_timeout = 0"
 
 CHECKPOINT_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 

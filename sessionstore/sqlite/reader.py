@@ -47,7 +47,7 @@ def load(connection: sqlite3.Connection, lane: Lane, calls: Sequence[Call]) -> l
 
     try:
         waiting = lane.wait(calls, unless_busy(select))
-    except SQLITE_ERRORS as error:
+    except (*SQLITE_ERRORS, ValueError) as error:  # JSON has no infinity
         if len(calls) > 1 and not is_of_the_store(error):  # a row that cannot be read
             return [done for call in calls for done in load(connection, lane, [call])]
         return [failed(calls, error)]

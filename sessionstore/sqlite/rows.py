@@ -36,7 +36,7 @@ def from_row(row: tuple[Any, ...]) -> Record:
             int(count),
             None if status == "active" else _end_reason(metadata),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise StorageError(UNREADABLE) from None
 
 

@@ -12,7 +12,7 @@ must not hand it the new release's migration.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -62,13 +62,20 @@ def check(connection: sqlite3.Connection, create: bool) -> None:
 def migrate(connection: sqlite3.Connection, path: str, now: int) -> None:
     """Bring the file to today's schema, step by step. Several processes may do so at once."""
     while _missing(connection):
-        with _transaction(connection):
+        with ExitStack() as outside, _transaction(connection):
             missing = _missing(connection)  # another process may have been first
             if missing:
-                _step(connection, missing, path, now)
+                _step(connection, missing, path, now, outside)
 
 
-def _step(connection: sqlite3.Connection, missing: list[Migration], path: str, now: int) -> None:
+def _step(
+    connection: sqlite3.Connection,
+    missing: list[Migration],
+    path: str,
+    now: int,
+    outside: ExitStack,
+) -> None:
+    """Take one step inside a transaction; `outside` is left once that has ended."""
     tables = _tables(connection)
     if "sessionstore_migrations" in tables:
         columns = {name for (name,) in fetch_all(connection, queries.SELECT_SESSIONS_COLUMNS)}
@@ -81,7 +88,8 @@ def _step(connection: sqlite3.Connection, missing: list[Migration], path: str, n
             _run_script(connection, missing[0].script)
         _record(connection, missing[:1], now)
     elif "sessions" in tables:
-        with predecessor.adopting(connection, path, now):
+        outside.enter_context(predecessor.copied(path))
+        with predecessor.adopting(connection, now):
             _create(connection, now)
     else:
         _create(connection, now)

@@ -121,6 +121,10 @@ class Sidecar:
             self._mapped = identity
         return True
 
+    def revision(self) -> int:
+        """Return a number that grows with each batch of any process."""
+        return self._words[_REVISION] if self._words else 0
+
     def unlock(self) -> None:
         """Let go of the lock. Explicitly: the mapping's own descriptor would hold it."""
         if self._descriptor >= 0 and fcntl is not None:

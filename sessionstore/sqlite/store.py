@@ -95,6 +95,8 @@ class SQLiteStore:
 
     async def open(self, listener: Listener, now: int) -> None:
         """Make the file, or bring it to today's schema, and connect. All or nothing."""
+        if self._closing is not None:  # close() was cancelled
+            await self.close()
         path = _resolve(self._database)
         if path in _inherited_paths:
             raise StoreClosedError("the file was open when the process was forked; open it after")
@@ -122,7 +124,7 @@ class SQLiteStore:
             if isinstance(self._writes, Lane):
                 self._writes.hurry(0)
             return
-        if not self._connections:  # it is not open, or another process's
+        if not self._connections and self._closing is None:  # not open, or another process's
             return
         if isinstance(self._writes, Lane):
             self._writes.check_loop()
@@ -132,17 +134,19 @@ class SQLiteStore:
             self.versions = None
             for lane in self._lanes:
                 lane.hurry(CLOSE_PATIENCE)
-        if self._closing is None or self._closing.done():
-            closing = _close(self._lanes, self._connections, self._sidecar)
-            self._closing = asyncio.ensure_future(closing)
-        await asyncio.wait({self._closing}, timeout=CLOSE_LIMIT)
-        if self._closing.done():
-            await self._closing
-        else:
+        closing = self._closing
+        if closing is None or closing.cancelled():
+            closing = asyncio.ensure_future(_close(self._lanes, self._connections, self._sidecar))
+            self._closing = closing
+        await asyncio.wait({closing}, timeout=CLOSE_LIMIT)
+        if not closing.done():
             logger.warning("the disk has not answered for %g s: closed without it", CLOSE_LIMIT)
             for lane in self._lanes:
                 lane.abandon()
-        self._forsake()
+        if not closing.cancelled():
+            self._forsake()
+        if closing.done():
+            closing.result()
 
     async def create(self, record: Record) -> None:
         """Add a session."""
@@ -354,8 +358,11 @@ def _prepare(connection: sqlite3.Connection, path: str, now: int) -> int:
     connection.execute(queries.SET_SECURE_DELETE)
     connection.execute(queries.SET_TEMP_STORE_MEMORY)
     connection.execute(queries.SET_PAGE_SIZE)
+    # A file that is not in WAL mode yet is committed to once its readers let go.
+    connection.execute(queries.SET_BUSY_TIMEOUT)
     schema.migrate(connection, path, now)
     set_up_writer(connection)
+    connection.execute(queries.SET_BUSY_TIMEOUT_NONE)
     check_that_it_writes(connection, path)
     return _data_version(connection)
 

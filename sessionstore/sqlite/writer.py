@@ -78,7 +78,7 @@ class Writer:
         """Do what the calls of a batch ask for, and return what became of them."""
         done: list[Done] = []
         try:
-            calls = lane.wait(calls, self._sidecar.try_lock, gathers=True)
+            calls = lane.wait(calls, self._sidecar.try_lock, self._sidecar.revision)
             if self._sidecar.has_moved:
                 self._sidecar.has_moved = False
                 self._on_move()

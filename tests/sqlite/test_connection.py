@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sessionstore import SessionStoreError, StorageError, StoreBusyError
-from sessionstore.sqlite.connection import ours, translate
+from sessionstore.sqlite.connection import ours
 
 from ..conftest import FakeClock
 from .tools import connect, quiet, run_sql
@@ -43,7 +43,7 @@ def test_errors_are_told_apart_by_their_code(code: int, kind: type[Exception], w
 
 def test_an_error_without_a_code_is_a_storage_error() -> None:
     """What the sqlite3 module raises by itself becomes one of ours, too."""
-    assert type(translate(sqlite3.ProgrammingError("closed"))) is StorageError
+    assert type(ours(sqlite3.ProgrammingError("closed"))) is StorageError
 
 
 def test_an_error_that_quotes_what_it_has_read_is_not_chained() -> None:

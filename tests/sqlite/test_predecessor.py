@@ -22,7 +22,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessionstore import SchemaError, Session, SessionManager, SessionStatus, StorageError
+from sessionstore import (
+    SchemaError,
+    Session,
+    SessionManager,
+    SessionStatus,
+    StorageError,
+    StoreBusyError,
+)
 from sessionstore.sqlite import queries
 
 from ..conftest import START, FakeClock
@@ -390,6 +397,24 @@ async def test_second_open_adopts_nothing(database: Path, caplog: pytest.LogCapt
         assert len(caplog.records) == 1
     assert dump(database) == before
     assert copies(database) == ["sessions.db.before-sessionstore"]
+
+
+async def test_an_adoption_that_a_reader_keeps_from_committing_leaves_no_copy(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is not in WAL mode cannot be committed to meanwhile; afterwards it is adopted."""
+    make_file(database, [old_row(id="a")])
+    with closing(sqlite3.connect(database, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sessions").fetchall()
+        with pytest.raises(StoreBusyError):
+            await SessionManager(database, busy_timeout=0.5).open()
+        assert copies(database) == []
+        assert "adopted" not in caplog.text
+        reader.execute("ROLLBACK")
+    (session,) = await adopt(database)
+    assert session.id == "a"
+    assert len(copies(database)) == 1
 
 
 async def test_files_with_the_name_of_the_copy_are_kept(database: Path) -> None:

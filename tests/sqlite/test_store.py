@@ -185,7 +185,10 @@ async def test_misses_of_a_moment_are_loaded_together(database: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", ["x'ff'", "cast(x'ff7b7d' AS TEXT)", "1e999", "9007199254740993"])
-async def test_what_is_loaded_together_is_what_is_loaded_alone(database: Path, odd: str) -> None:
+@pytest.mark.parametrize("column", ["metadata", "interaction_count"])
+async def test_what_is_loaded_together_is_what_is_loaded_alone(
+    database: Path, column: str, odd: str
+) -> None:
     """Small sessions and large ones, whatever they hold, beside one that is odd or damaged."""
     texts = ["", "\u20ac\U0001f40b", '"\\/\b\n\x01\x7f\u2028', "x" * LARGE, "\u20ac" * LARGE]
     async with opened(database) as (store, _):
@@ -196,7 +199,7 @@ async def test_what_is_loaded_together_is_what_is_loaded_alone(database: Path, o
         await asyncio.gather(*map(store.create, [*records, damaged]))
         with connect(database) as connection:
             connection.execute("PRAGMA ignore_check_constraints = ON")
-            connection.execute(f"UPDATE sessions SET metadata = {odd} WHERE id = ?", [damaged.id])
+            connection.execute(f"UPDATE sessions SET {column} = {odd} WHERE id = ?", [damaged.id])
         everything = [*records, damaged]
         alone = [await attempt(store.load(each.id)) for each in everything]
         together = await asyncio.gather(*(attempt(store.load(each.id)) for each in everything))
@@ -266,6 +269,29 @@ async def test_close_gives_up_on_a_disk_that_hangs(
             break
         await asyncio.sleep(0.01)
     assert threading.active_count() == threads - 3
+
+
+@pytest.mark.parametrize("and_then", ["close", "open"])
+async def test_a_close_that_was_cut_off_goes_on(database: Path, and_then: str) -> None:
+    """In the background; the next close or open finishes it, and the store can be used again."""
+    store, held = SQLiteStore(database), Held()
+    await store.open(Heard(), NOON)
+    record = new_record()
+    await store.create(record)
+    at_work = asyncio.ensure_future(store.edit(record.id, moment(), held))
+    await held.has_begun()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(store.close(), 0.05)
+    held.may_go_on.set()
+    assert await at_work
+    await asyncio.sleep(0.2)  # so that it has finished, or not
+    if and_then == "close":
+        await store.close()
+    await store.open(Heard(), NOON)
+    assert await store.load(record.id) is not None
+    await store.close()
+    with pytest.raises(StoreClosedError):
+        await store.load(record.id)
 
 
 async def test_a_sweep_takes_what_was_erased_out_of_file_and_log(

@@ -46,6 +46,7 @@ UNREADABLE = {
     "invalid UTF-8": "data = CAST(x'7b2261223a22ff227d' AS TEXT)",
     "a child of invalid UTF-8": "child_id = CAST(x'ff' AS TEXT)",
     "a count that is none": "interaction_count = 'many'",
+    "a count without end": "interaction_count = 9e999",
 }
 
 
