@@ -132,7 +132,7 @@ class Lane:
     def __init__(
         self,
         connection: Connection,
-        work: "Callable[[Lane, Sequence[Call]], Sequence[Done]]",
+        work: "Work",
         guard: Guard,
         *,
         busy_timeout: float,
@@ -336,6 +336,10 @@ class Lane:
         except Exception:
             with suppress(Exception):  # a filter of the host's logging may raise, too
                 logger.exception("what hears of commits has failed; the callers go on")
+
+
+# What works off a batch, on the connection's thread.
+Work = Callable[[Lane, Sequence[Call]], Sequence[Done]]
 
 
 class ClosedLane:

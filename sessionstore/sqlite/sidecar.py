@@ -40,7 +40,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from zlib import crc32
 
@@ -61,11 +61,6 @@ _LIMIT = 2**60  # what is not below it is no revision, but garbage
 Identity = tuple[int, int]  # what tells a file from one that takes its place: device and inode
 
 
-def identity_at(path: str) -> Identity | None:
-    """Return the identity of the file at the path, or None if there is none."""
-    return _identity_and_size(path)[0]
-
-
 def _identity_and_size(file: str | int) -> tuple[Identity | None, int]:
     try:
         status = os.stat(file)
@@ -80,9 +75,13 @@ class Sidecar:
     `versions` may be read by any thread; all else is for the thread of that connection.
     """
 
-    def __init__(self, database: str | None) -> None:
-        """Take the resolved path of the database, or None for one in memory, which has no file."""
+    def __init__(self, database: str | None, on_move: Callable[[], object] = lambda: None) -> None:
+        """Take the resolved path of the database, or None for one in memory, which has no file.
+
+        on_move is called when another file has become the lock file.
+        """
         self._database = database
+        self._on_move = on_move
         self._path = f"{database}-lock"
         self._descriptor = -1
         self._opened: Identity | None = None  # the file of the descriptor
@@ -90,7 +89,6 @@ class Sidecar:
         self._words = memoryview(bytearray(_SIZE)).cast("Q")
         self._revision = 0
         self._marked: dict[str, int] = {}  # the slots, by session
-        self.has_moved = False  # whether another file has become the lock since it was last asked
         self.versions: Sequence[int] = self._words[:SLOTS]
 
     def try_lock(self) -> bool:
@@ -117,9 +115,14 @@ class Sidecar:
             except BaseException:
                 self.close()
                 raise
-            self.has_moved |= self._mapped is not None
+            if self._mapped is not None:
+                self._on_move()
             self._mapped = identity
         return True
+
+    def database_identity(self) -> Identity | None:
+        """Return what tells the database from a file in its place; None if in memory or gone."""
+        return None if self._database is None else _identity_and_size(self._database)[0]
 
     def revision(self) -> int:
         """Return a number that grows with each batch of any process."""

@@ -18,7 +18,7 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
-from ..errors import SessionStoreError, StoreBusyError, StoreClosedError
+from ..errors import SessionStoreError, StoreClosedError
 from ..expiry import Moment
 from ..session import Record
 from ..store import Counts, Listener, Swept
@@ -34,7 +34,7 @@ from .connection import (
     path_of,
     set_up_writer,
 )
-from .lane import ClosedLane, Guard, Lane, Run
+from .lane import ClosedLane, Guard, Lane, Run, Work
 from .operations import Activity, cutoffs
 from .reader import Load
 from .sidecar import Sidecar
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 EDIT_WEIGHT = 65_536  # bytes: a guess, since only the transaction reads what is there
 CHUNK = 500  # sessions that one commit brings back to the clock
-OPENING_PAUSE = 0.005  # seconds between two tries to open a file that another program has locked
 CLOSE_PATIENCE = 1.0  # seconds that close() waits for locks
 CLOSE_LIMIT = 30.0  # seconds that close() waits for a disk
 
@@ -250,41 +249,34 @@ class SQLiteStore:
 
     async def _connect(self, path: str, now: int) -> None:
         self._loop = asyncio.get_running_loop()
+        self._guard = Guard(self._loop)
         in_memory = path == MEMORY
         writing = await self._add(Connection(partial(connect_writer, path, self._create)))
         # Before the lock file is made: a file that is refused gets nothing beside it.
-        await self._until_free(partial(writing.run, partial(schema.check, create=self._create)))
-        self._sidecar = Sidecar(None if in_memory else path)
-        guard = Guard(self._loop)
-        writer = Writer(
-            writing.sqlite, None if in_memory else path, self._sidecar, on_move=self._move
-        )
-        self._writes = Lane(
+        self._writes = self._lane(writing, partial(reader.read, writing.sqlite))
+        await self._writes.submit(Run(schema.check, (self._create,)))
+        self._sidecar = Sidecar(None if in_memory else path, on_move=self._move)
+        self._writes = self._lane(
             writing,
-            writer.work,
-            guard,
-            busy_timeout=self._busy_timeout,
+            Writer(writing.sqlite, self._sidecar).work,
             on_commit=self._listener.on_commit,
             holds_back=not in_memory,  # where the thread is not the other lanes', too
         )
-        if self._is_given_up:
-            self._writes.hurry(0)
         self._data_version = await self._writes.submit(Run(_prepare, (path, now)))
         self.versions = self._sidecar.versions
         loading = listing = writing
         if not in_memory:
             loading = await self._add(Connection(partial(connect_reader, path)))
             listing = await self._add(Connection(partial(connect_reader, path)))
-        self._loads = Lane(
-            loading, partial(reader.load, loading.sqlite), guard, busy_timeout=self._busy_timeout
-        )
-        self._lists = Lane(
-            listing,
-            partial(reader.read, listing.sqlite),
-            guard,
-            busy_timeout=self._busy_timeout,
-            batch_limit=1,  # a short list does not wait for those that came with it
-        )
+        self._loads = self._lane(loading, partial(reader.load, loading.sqlite))
+        # One at a time: a short list does not wait for those that came with it.
+        self._lists = self._lane(listing, partial(reader.read, listing.sqlite), batch_limit=1)
+
+    def _lane(self, connection: Connection, work: Work, **settings: Any) -> Lane:
+        lane = Lane(connection, work, self._guard, busy_timeout=self._busy_timeout, **settings)
+        if self._is_given_up:
+            lane.hurry(0)
+        return lane
 
     def _move(self) -> None:
         """Believe nothing in memory: another file has become the lock file. For the thread."""
@@ -297,18 +289,6 @@ class SQLiteStore:
         await connection.open()
         self._connections.append(connection)
         return connection
-
-    async def _until_free(self, attempt: Callable[[], Any]) -> None:
-        """Repeat an attempt while another program's lock is in the way."""
-        deadline = time.monotonic() + self._busy_timeout
-        while True:
-            try:
-                await attempt()
-                return
-            except StoreBusyError:
-                if self._is_given_up or time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(OPENING_PAUSE)
 
     def _forsake(self) -> None:
         self._connections, self._lanes = [], []

@@ -21,7 +21,7 @@ from . import queries
 from .connection import is_of_the_store, unless_busy
 from .lane import Call, Done, Lane, Operation, Run, failed
 from .operations import Activity, Changes, create_all, touch_all
-from .sidecar import Sidecar, identity_at
+from .sidecar import Sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +56,10 @@ class Write(Operation[Result]):
 class Writer:
     """What writes to one file: a connection, with the lock and the versions."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        path: str | None,
-        sidecar: Sidecar,
-        on_move: Callable[[], object],
-    ) -> None:
-        """Take the connection, the resolved path, or None for one in memory, and the lock file.
-
-        on_move is called when another file has become the lock file.
-        """
+    def __init__(self, connection: sqlite3.Connection, sidecar: Sidecar) -> None:
         self._connection = connection
-        self._path = path
-        self._identity = None if path is None else identity_at(path)
         self._sidecar = sidecar
-        self._on_move = on_move
+        self._identity = sidecar.database_identity()
         self._synchronous = ""  # the statement that was run last
 
     def work(self, lane: Lane, calls: Sequence[Call]) -> list[Done]:
@@ -79,11 +67,8 @@ class Writer:
         done: list[Done] = []
         try:
             calls = lane.wait(calls, self._sidecar.try_lock, self._sidecar.revision)
-            if self._sidecar.has_moved:
-                self._sidecar.has_moved = False
-                self._on_move()
-            if calls:
-                self._check_identity()
+            if calls and self._sidecar.database_identity() != self._identity:
+                raise StorageError("the database was moved, deleted or replaced; open it again")
         except (SessionStoreError, OSError) as error:
             self._sidecar.unlock()
             return [failed(calls, error)]
@@ -97,10 +82,6 @@ class Writer:
         finally:
             self._sidecar.unlock()
         return done
-
-    def _check_identity(self) -> None:
-        if self._path is not None and identity_at(self._path) != self._identity:
-            raise StorageError("the database was moved, deleted or replaced; open it again")
 
     def _write(self, lane: Lane, calls: Sequence[Call], done: list[Done]) -> None:
         """Commit all of the calls in one transaction, or if one of them fails, each by itself."""

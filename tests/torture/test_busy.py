@@ -315,7 +315,7 @@ def write_what_was_refused(patch: pytest.MonkeyPatch) -> None:
     """Refuse a call when its deadline is over, and do it all the same."""
 
     def wait(
-        self: lane.Lane, calls: Sequence[lane.Call], attempt: Callable[[], bool]
+        self: lane.Lane, calls: Sequence[lane.Call], attempt: Callable[[], bool], _: object = None
     ) -> Sequence[lane.Call]:
         while not attempt():
             late = [call for call in calls if call.deadline <= time.monotonic()]

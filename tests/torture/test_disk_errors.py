@@ -201,7 +201,7 @@ def test_an_event_loop_that_stops_is_caught(patient: failing.Patient) -> None:
 # -- The sidecar -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["open", "fstat", "pwrite", "mmap"])
+@pytest.mark.parametrize("call", ["open", "stat", "pwrite", "mmap"])
 async def test_a_lock_file_that_cannot_be_made_anew_is_not_believed(
     database: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
