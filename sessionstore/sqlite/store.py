@@ -309,7 +309,7 @@ class SQLiteStore:
         self._writes = self._loads = self._lists = _INHERITED
         self.versions = None
         _inherited_connections.extend(self._connections)
-        self._connections = []
+        self._connections, self._closing = [], None
         if self._sidecar is not None:
             self._sidecar.disown()
         if self._path != MEMORY:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sessionstore import StorageError, StoreBusyError, StoreClosedError
+from sessionstore.sqlite import lane as lane_module
 from sessionstore.sqlite.lane import (
     BATCH_BYTES,
     BATCH_LIMIT,
@@ -477,6 +478,47 @@ async def test_each_call_has_its_own_deadline(real_thread: Working) -> None:
     work.is_free = True
     assert await hear(young) == [4]
     assert work.served == [2]
+
+
+async def test_a_batch_takes_along_what_came_while_it_waited(real_thread: Working) -> None:
+    """So batches are larger where many processes write."""
+    may_lock = threading.Event()
+    batches: list[list[int]] = []
+
+    def work(lane: Lane, calls: Sequence[Call]) -> list[Done]:
+        calls = lane.wait(calls, may_lock.is_set, lambda: 0)
+        batches.append([call.operation.value for call in calls])
+        return [Done([(call, 0) for call in calls])]
+
+    lane = make(real_thread, work)
+    futures = [lane.submit(Number(0))]
+    await asyncio.sleep(0.05)
+    futures += [lane.submit(Number(number)) for number in range(1, 2 * BATCH_WHOLE)]
+    may_lock.set()
+    await hear(*futures)
+    assert batches == [[*range(2 * BATCH_WHOLE)]]
+
+
+@pytest.mark.parametrize("step, least, most", [(1, 50, 10_000), (0, 1, 5)])
+async def test_a_lock_is_tried_often_only_while_others_write(
+    real_thread: Working, monkeypatch: pytest.MonkeyPatch, step: int, least: int, most: int
+) -> None:
+    """However long a call waits, it is as fast as its rivals; a lock that is stuck costs little."""
+    monkeypatch.setattr(lane_module, "PAUSE_LATER_FROM", 0.0)
+    monkeypatch.setattr(lane_module, "PAUSE_LATER", (0.2, 0.2))
+    tries = 0
+
+    def attempt() -> bool:
+        nonlocal tries
+        tries += 1
+        return False
+
+    def work(lane: Lane, calls: Sequence[Call]) -> list[Done]:
+        return [Done([(call, 0) for call in lane.wait(calls, attempt, lambda: step * tries)])]
+
+    lane = make(real_thread, work, busy_timeout=0.5)
+    assert [type(result) for result in await hear(lane.submit(Number(0)))] == [StoreBusyError]
+    assert least <= tries <= most
 
 
 async def test_all_that_were_called_at_once_hear_at_once(real_thread: Working) -> None:
