@@ -27,7 +27,7 @@ from .connection import Connection, ours, unless_busy
 
 logger = logging.getLogger(__name__)
 
-BATCH_LIMIT = 500  # calls
+BATCH_LIMIT = 200  # calls: the event loop serves so many at once
 BATCH_WHOLE = 50  # calls: of more than so many, half is taken
 BATCH_BYTES = 4_194_304
 
