@@ -36,7 +36,7 @@ PAUSE_LATER = (0.002, 0.005)  # once nobody has written for so long:
 PAUSE_LATER_FROM = 0.2
 
 GUARD_INTERVAL = 0.005  # seconds: CPython's switch interval
-GUARD_HOLD = 0.0015  # seconds
+GUARD_HOLD = 0.002  # seconds
 GUARD_PATIENCE = 8  # intervals, while the thread waits for a lock and seldom needs the GIL
 
 
@@ -79,7 +79,7 @@ class Guard:
     A thread needs the GIL between any two steps. A loop that always has something ready lets go of
     it in each pass, and takes it back before the thread has woken up. So while a lane is at work
     the loop looks every 5 ms, and if no batch has ended since, it blocks on a queue for at most
-    1.5 ms: that really hands the GIL over.
+    2 ms: that really hands the GIL over.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
