@@ -30,8 +30,8 @@ RELEASE_SAVEPOINT = "RELEASE sweep"
 
 SET_JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 SET_JOURNAL_SIZE_LIMIT = "PRAGMA journal_size_limit = 8388608"  # bytes, when the log restarts
-# Pages. All writers wait for a checkpoint: with 8,000 pages touches at 100 tasks are a tenth faster,
-# but one in a hundred takes 60 ms longer.
+# Pages. All writers wait for a checkpoint: with 8,000 pages, touches at 100 tasks are a tenth
+# faster, but one in a hundred takes 60 ms longer.
 SET_WAL_AUTOCHECKPOINT = "PRAGMA wal_autocheckpoint = 2000"
 # Bytes, of a new file. A touch writes one page: 100 touches in a batch take a third less time than
 # with pages of 4,096 bytes.
