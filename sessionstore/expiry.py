@@ -19,14 +19,14 @@ class Expiry(NamedTuple):
     timeout: int
     max_lifetime: int | None = None
 
-    def end(self, started_at: int, last_activity: int) -> int:
+    def expiration(self, started_at: int, last_activity: int) -> int:
         """Return when a session with these times expires."""
         idle = last_activity + self.timeout
         return idle if self.max_lifetime is None else min(idle, started_at + self.max_lifetime)
 
     def expires_at(self, record: Record) -> int:
         """Return when the session expires without further activity."""
-        return self.end(record.started_at, record.last_activity)
+        return self.expiration(record.started_at, record.last_activity)
 
     def session(self, record: Record, now: int) -> Session:
         """Return the session as it is at `now`: timed out from expires_at on, swept or not."""
@@ -76,4 +76,4 @@ def read_clock(clock: Callable[[], float]) -> int:
         micros = round(clock() * 1_000_000)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError("the clock must return seconds since the epoch") from error
-    return micros if EARLIEST <= micros <= LATEST else EARLIEST if micros < EARLIEST else LATEST
+    return max(EARLIEST, min(micros, LATEST))

@@ -10,6 +10,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, TypedDict
+from uuid import UUID
 
 from .errors import StorageError
 
@@ -215,8 +216,7 @@ def new_id(now: int) -> str:
     milliseconds = max(0, now // 1_000) & 0xFFFF_FFFF_FFFF
     random = int.from_bytes(os.urandom(10), "big")
     high, low = random >> 68, random & 0x3FFF_FFFF_FFFF_FFFF
-    digits = f"{milliseconds << 80 | 0x7000 << 64 | high << 64 | 1 << 63 | low:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return str(UUID(int=milliseconds << 80 | 0x7000 << 64 | high << 64 | 1 << 63 | low))
 
 
 def short_id(session_id: str) -> str:

@@ -93,7 +93,7 @@ class Guard:
         """Look after a lane, too."""
         self._lanes.append(lane)
 
-    def forget(self, lane: "Lane") -> None:
+    def remove(self, lane: "Lane") -> None:
         """Look after a lane no more."""
         self._lanes.remove(lane)
 
@@ -180,7 +180,7 @@ class Lane:
 
     def abandon(self) -> None:
         """Let all who wait hear that the disk does not answer."""
-        self._guard.forget(self)
+        self._guard.remove(self)
         at_work = [*self._taken, *list(self._gathered)]
         for call in (*at_work, *(call for done in self._held for call, _ in done.outcomes)):
             if not call.future.done():

@@ -190,7 +190,7 @@ def time_out(connection: sqlite3.Connection, changes: Changes, moment: Moment, l
     alive: list[str] = []
     for session_id, started_at, last_activity in due:
         try:
-            expires_at = moment.expiry.end(from_text(started_at), from_text(last_activity))
+            expires_at = moment.expiry.expiration(from_text(started_at), from_text(last_activity))
         except (TypeError, ValueError):
             continue  # another program has written what is no time
         if expires_at > moment.now:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads: records by id, gathered into one statement; and lists and figures, one after the other.
+"""Reads: records by id, the small ones at once; and lists and figures, one after the other.
 
 A row is decoded for its own caller, so that one that is damaged fails no other. All of it runs on a
 connection's thread.

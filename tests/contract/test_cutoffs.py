@@ -33,7 +33,7 @@ def cases(draw: st.DrawFn) -> tuple[Expiry, int, int, int]:
     boundary = draw(
         st.sampled_from(
             [
-                expiry.end(started_at, last_activity),
+                expiry.expiration(started_at, last_activity),
                 last_activity + expiry.timeout,
                 started_at + (expiry.max_lifetime or 0),
             ]

@@ -5,6 +5,7 @@ import logging
 import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ async def test_nothing_of_a_session_is_logged(
     assert id_[-8:] in caplog.text
     assert id_ not in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+async def test_what_is_no_regular_file_is_refused(
+    database: Path, make: Callable[[Path], None]
+) -> None:
+    """A folder or a pipe gets StorageError at once, and nothing beside it."""
+    make(database)
+    with pytest.raises(StorageError, match="regular file"):
+        await quiet(database).open()
+    assert list(database.parent.iterdir()) == [database]
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 4096])

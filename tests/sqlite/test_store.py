@@ -240,17 +240,23 @@ async def test_a_store_may_be_opened_again(database: Path) -> None:
         assert (await sessions.get_session_stats())["total_sessions"] == 2
 
 
+async def hold_up(store: SQLiteStore, held: Held) -> tuple[Record, "asyncio.Future[bool]"]:
+    """Open a store, and return a session and the write to it that is held in the midst."""
+    await store.open(Heard(), NOON)
+    record = new_record()
+    await store.create(record)
+    at_work = asyncio.ensure_future(store.edit(record.id, moment(), held))
+    await held.has_begun()
+    return record, at_work
+
+
 async def test_close_gives_up_on_a_disk_that_hangs(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All who wait hear that it is unknown what was written; the file can be opened again."""
     monkeypatch.setattr(store_module, "CLOSE_LIMIT", 0.3)
     store, held = SQLiteStore(database), Held()
-    await store.open(Heard(), NOON)
-    record = new_record()
-    await store.create(record)
-    at_work = asyncio.ensure_future(store.edit(record.id, moment(), held))
-    await held.has_begun()
+    record, at_work = await hold_up(store, held)
     gathered = asyncio.ensure_future(store.create(new_record()))
     threads = threading.active_count()
     await asyncio.sleep(0)
@@ -275,11 +281,7 @@ async def test_close_gives_up_on_a_disk_that_hangs(
 async def test_a_close_that_was_cut_off_goes_on(database: Path, and_then: str) -> None:
     """In the background; the next close or open finishes it, and the store can be used again."""
     store, held = SQLiteStore(database), Held()
-    await store.open(Heard(), NOON)
-    record = new_record()
-    await store.create(record)
-    at_work = asyncio.ensure_future(store.edit(record.id, moment(), held))
-    await held.has_begun()
+    record, at_work = await hold_up(store, held)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(store.close(), 0.05)
     held.may_go_on.set()
